@@ -1,0 +1,28 @@
+"""Fixtures common to all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed: every test sees the same numbers in every run."""
+    return np.random.default_rng(20171112)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Folder of real images that are not part of the project; the test skips where it is absent."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("STEMDL_SHARED_DATA", default))
+    if not folder.is_dir():
+        pytest.skip("real images (../shared/data or $STEMDL_SHARED_DATA) are not here")
+    return folder
