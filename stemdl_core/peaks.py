@@ -1,0 +1,170 @@
+"""From probability maps to sites: threshold, Laplacian of Gaussian, class, and refinement on the image.
+
+The network says that there is an atom, also where the image has no local maximum; the Laplacian of Gaussian [1]_ of
+its probability map gives the centre of each blob and separates blobs that touch; the refinement on the raw image
+(`refine.py`) then gives the position as precisely as the electrons allow.
+
+References
+----------
+.. [1] Laanait et al., Adv. Struct. Chem. Imaging 2016, 2, 14; Ziatdinov et al., ACS Nano 2017, 11, 12742.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_laplace, map_coordinates, maximum_filter, uniform_filter
+
+from .weights import ModelCard
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Blobs of the probability maps, on the model's grid.
+
+    Attributes
+    ----------
+    yx_px : (N, 2) float64
+        Sub-pixel centres on the model's grid [px].
+    dopant : (N,) bool
+        Whether the class 'dopant' prevails over 'lattice' within the blob.
+    dopant_share : (N,) float64
+        Part of the atom probability that is of the class 'dopant'.
+    response : (N,) float64
+        Response of the Laplacian of Gaussian, 1 for a perfect disc.
+    vacancies_px : (K, 2) float64
+        Centres of the blobs of the class 'vacancy' [px].
+    vacancy_response : (K,) float64
+        Their responses.
+    """
+
+    yx_px: NDArray[np.float64]
+    dopant: NDArray[np.bool_]
+    dopant_share: NDArray[np.float64]
+    response: NDArray[np.float64]
+    vacancies_px: NDArray[np.float64]
+    vacancy_response: NDArray[np.float64]
+
+
+def atom_map(card: ModelCard, maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(h, w) probability of any atom: the sum over the classes 'lattice' and 'dopant'."""
+    channels = [k for k, name in enumerate(card.classes) if name in ("lattice", "dopant")]
+    return maps[channels].sum(axis=0)
+
+
+def find_peaks(card: ModelCard, maps: NDArray[np.float32]) -> Peaks:
+    """Locate blobs in the probability maps.
+
+    Parameters
+    ----------
+    card : ModelCard
+        Classes, disc radius and thresholds.
+    maps : (C, h, w) float32
+        Softmax output of the network.
+    """
+    radius = card.radius_nm / card.pixel_size_nm
+    atoms = atom_map(card, maps)
+    threshold = card.thresholds["site"]
+    yx, response = _log_blobs(atoms, radius, threshold)
+    share = np.zeros(len(yx))
+    dopant_channel = card.classes.index("dopant") if "dopant" in card.classes else None
+    if dopant_channel is not None and len(yx):
+        # Sums over the blob rather than the single central pixel: the class of a noisy pixel is not the atom's.
+        size = 2 * int(np.ceil(radius)) + 1
+        total = uniform_filter(atoms, size, mode="constant")
+        foreign = uniform_filter(maps[dopant_channel], size, mode="constant")
+        at = tuple(np.clip(np.round(yx).astype(int).T, 0, np.asarray(atoms.shape)[:, None] - 1))
+        share = np.asarray(foreign[at] / np.maximum(total[at], 1e-9), dtype=np.float64)
+    holes, hole_response = np.empty((0, 2)), np.empty(0)
+    if "vacancy" in card.classes:
+        vacancy_radius = float(card.recipe.get("vacancy_radius_nm", 1.5 * card.radius_nm)) / card.pixel_size_nm
+        holes, hole_response = _log_blobs(maps[card.classes.index("vacancy")], vacancy_radius,
+                                          card.thresholds.get("vacancy", threshold))
+    return Peaks(yx, share > 0.5, share, response, holes, hole_response)
+
+
+def _log_blobs(probability: NDArray[np.float32], radius: float,
+               threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Maxima of the scale-normalised negative Laplacian of Gaussian above a threshold."""
+    # A disc of radius r answers most strongly at sigma = r / sqrt(2); discs are a few pixels wide, so never less
+    # than one pixel.
+    sigma = max(radius / np.sqrt(2.0), 1.0)
+    response = -gaussian_laplace(probability, sigma, mode="constant", truncate=3.5) / _disc_response(radius, sigma)
+    reach = 2 * max(int(np.floor(1.2 * radius)), 1) + 1
+    top = (response == maximum_filter(response, reach, mode="constant")) & (response > threshold)
+    rows, columns = np.nonzero(top)
+    if len(rows) == 0:
+        return np.empty((0, 2)), np.empty(0)
+    padded = np.pad(response, 1, mode="edge")
+    r, c = rows + 1, columns + 1
+    center = padded[r, c]
+    offset = np.zeros((len(rows), 2))
+    for axis, (before, after) in enumerate(((padded[r - 1, c], padded[r + 1, c]), (padded[r, c - 1], padded[r, c + 1]))):
+        curvature = before - 2 * center + after
+        with np.errstate(divide="ignore", invalid="ignore"):
+            step = 0.5 * (before - after) / curvature
+        offset[:, axis] = np.where(curvature < 0, np.clip(step, -0.5, 0.5), 0.0)
+    return np.stack([rows, columns], axis=1) + offset, center.astype(np.float64)
+
+
+def _disc_response(radius: float, sigma: float) -> float:
+    """Response of the negative Laplacian of Gaussian at the centre of a disc of the radius.
+
+    The integral of the kernel over the disc: r^2 / sigma^4 * exp(-r^2 / (2 sigma^2)).
+    """
+    return radius**2 / sigma**4 * float(np.exp(-(radius**2) / (2 * sigma**2)))
+
+
+def scores(card: ModelCard, response: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Calibrated probability that a blob of this response is a true site (from the model card's knots)."""
+    knots, values = card.score_knots
+    return np.interp(response, knots, values)
+
+
+def masked_area(card: ModelCard, maps: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(h, w) bool: where the network says that there is no lattice to be seen (contamination, vacuum).
+
+    Single pixels do not count: the probability is averaged over about one ring of the lattice.
+    """
+    if "masked" not in card.classes:
+        return np.zeros(maps.shape[1:], dtype=bool)
+    size = 2 * round(0.10 / card.pixel_size_nm) + 1
+    mean = uniform_filter(maps[card.classes.index("masked")], size, mode="nearest")
+    return mean > card.thresholds["masked"]
+
+
+def in_mask(mask: NDArray[np.bool_], yx_px: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) bool: whether positions (N, 2) on the mask's grid lie in masked area."""
+    if len(yx_px) == 0 or not mask.any():
+        return np.zeros(len(yx_px), dtype=bool)
+    return map_coordinates(mask.astype(np.float32), yx_px.T, order=0, mode="nearest") > 0.5
+
+
+def near_border(yx_px: NDArray[np.float64], shape: tuple[int, int], border_px: float, mask: NDArray[np.bool_],
+                mask_shape_factor: float) -> NDArray[np.bool_]:
+    """(N,) bool: sites closer than `border_px` to the border of the image or of a masked region.
+
+    Parameters
+    ----------
+    yx_px : (N, 2) float64
+        Positions on the image [px].
+    shape : (int, int)
+        (H, W) of the image.
+    border_px : float
+        Distance [px].
+    mask : (h, w) bool
+        True where not analysed, on the model's grid.
+    mask_shape_factor : float
+        h / H.
+    """
+    if len(yx_px) == 0:
+        return np.zeros(0, dtype=bool)
+    limit = np.asarray(shape) - 1 - border_px
+    near = ((yx_px < border_px) | (yx_px > limit)).any(axis=1)
+    if mask.any():
+        reach = int(np.ceil(border_px * mask_shape_factor))
+        grown = maximum_filter(mask, 2 * reach + 1)
+        near |= in_mask(grown, (yx_px + 0.5) * mask_shape_factor - 0.5)
+    return near

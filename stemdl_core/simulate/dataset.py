@@ -1,0 +1,460 @@
+"""Simulated frames with exact truth, and the training set made of them.
+
+Conditions are drawn at random over the ranges a microscopist meets; every distortion that moves an atom in the
+image moves its truth by the same amount, and what hides the lattice (contamination, holes, second layers) is
+part of the truth as a region in which nothing is to be found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..calibration import PixelSize
+from ..frames import Frame
+from ..materials import get_material
+from ..preprocess import mend, model_shape, resample, standardise, to_model_px
+from ..sites import Sites
+from ..targets import IGNORE, class_map
+from . import degrade
+from .imaging import Probe, Scan, column_intensity, render
+from .structures import Specimen, TrueDefect
+
+#: A contaminating layer hides the lattice where its mean intensity exceeds that of the host sheet, or where its
+#: speckle exceeds this part of a host column's peak; below `VISIBLE_BELOW` times these limits the lattice counts
+#: as visible, and in between the truth is undefined.
+HIDDEN_EXCESS, HIDDEN_SPECKLE, VISIBLE_BELOW = 1.0, 0.35, 0.6
+#: Distance from the nearest atom beyond which a place counts as vacuum [nm]: a hexavacancy's centre is nearer.
+VACUUM_NM = 0.46
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a frame is taken. Lengths in nm, intensities relative to the host, dose in electrons a column.
+
+    Attributes
+    ----------
+    pixel_nm, probe, detector
+        Sampling, probe profile and detector noise.
+    exponent : float
+        n of the Z^n contrast.
+    dopant_gain : float
+        Factor on the intensity of foreign atoms heavier than the host, beyond Z^n.
+    jitter_nm, flyback_nm, drift_nm
+        Scan disturbances, see `degrade.disturbed_scan`.
+    thermal_nm : float
+        Static random displacement of every atom along each axis (frozen phonons, surface roughness).
+    strain : (2, 2) tuple
+        Homogeneous deformation of the specimen (identity: none), acting on (y, x).
+    ripple_nm : float
+        Amplitude of smooth in-plane displacements (buckled sheet seen in projection).
+    gradient : float
+        Change of intensity across the image, relative to its mean.
+    contamination : float
+        Part of the image covered by amorphous patches.
+    contamination_strength : float
+        Mean excess of the patches relative to the host's mean intensity.
+    contamination_smear_nm : float
+        Extra blur of the patches: they lie out of focus and move under the beam.
+    vacuum : float
+        Part of the image that is a hole or beyond the sheet's edge.
+    second_layer : float
+        Part of the image covered by a second, rotated layer.
+    hot_pixels, dead_lines : int
+        Bad pixels.
+    """
+
+    pixel_nm: float = 0.008
+    probe: Probe = field(default_factory=Probe)
+    detector: degrade.Detector = field(default_factory=degrade.Detector)
+    exponent: float = 1.64
+    dopant_gain: float = 1.0
+    jitter_nm: float = 0.0
+    flyback_nm: float = 0.0
+    drift_nm: tuple[float, float] = (0.0, 0.0)
+    thermal_nm: float = 0.0
+    strain: tuple[tuple[float, float], tuple[float, float]] = ((1.0, 0.0), (0.0, 1.0))
+    ripple_nm: float = 0.0
+    gradient: float = 0.0
+    contamination: float = 0.0
+    contamination_strength: float = 1.0
+    contamination_smear_nm: float = 0.08
+    vacuum: float = 0.0
+    second_layer: float = 0.0
+    hot_pixels: int = 0
+    dead_lines: int = 0
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Ranges from which `draw_conditions` draws. Pairs are (low, high); doses and pixels log-uniform.
+
+    ``nuisance`` is the probability with which each of the disturbances is switched on.
+    """
+
+    pixel_nm: tuple[float, float] = (0.005, 0.030)
+    dose_e_per_atom: tuple[float, float] = (15.0, 1500.0)
+    sigma_nm: tuple[float, float] = (0.032, 0.070)
+    tail_sigma_nm: tuple[float, float] = (0.10, 0.30)
+    tail_fraction: tuple[float, float] = (0.0, 0.6)
+    exponent: tuple[float, float] = (1.5, 1.8)
+    dopant_gain: tuple[float, float] = (0.5, 1.4)
+    scale_error: float = 0.02
+    strain: float = 0.02
+    nuisance: float = 0.5
+
+
+def draw_conditions(rng: np.random.Generator, ranges: Ranges | None = None) -> Conditions:
+    """Random imaging conditions.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Source of randomness.
+    ranges : Ranges, optional
+        What to draw from.
+    """
+    r = ranges or Ranges()
+
+    def log_uniform(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    def on(probability: float) -> bool:
+        return bool(rng.random() < probability)
+
+    nuisance = r.nuisance
+    dose = log_uniform(*r.dose_e_per_atom)
+    pixel = log_uniform(*r.pixel_nm)
+    probe = Probe(rng.uniform(*r.sigma_nm), rng.uniform(*r.tail_sigma_nm), rng.uniform(*r.tail_fraction))
+    # A carbon column's electrons per pixel at its centre set what is a lot of background or readout noise.
+    peak = dose * pixel**2 / (2 * np.pi * probe.sigma_nm**2)
+    detector = degrade.Detector(
+        dose_e_per_atom=dose,
+        background_e_per_px=peak * rng.uniform(0, 2.0) if on(nuisance) else 0.0,
+        readout_e=np.sqrt(peak) * rng.uniform(0, 0.7) if on(nuisance) else 0.0,
+        gain=log_uniform(1e-2, 1e3), offset=rng.uniform(-50, 50),
+        afterglow=rng.uniform(0, 0.25) if on(0.4 * nuisance) else 0.0)
+    stretch = np.eye(2) + rng.uniform(-r.strain, r.strain, (2, 2)) if on(0.7) else np.eye(2)
+    stretch = stretch * (1 + rng.uniform(-r.scale_error, r.scale_error))
+    return Conditions(
+        pixel_nm=pixel, probe=probe, detector=detector, exponent=rng.uniform(*r.exponent),
+        dopant_gain=rng.uniform(*r.dopant_gain),
+        jitter_nm=rng.uniform(0, 0.012) if on(nuisance) else 0.0,
+        flyback_nm=rng.uniform(0, 0.012) if on(0.5 * nuisance) else 0.0,
+        drift_nm=tuple(rng.uniform(-0.06, 0.06, 2)) if on(nuisance) else (0.0, 0.0),
+        thermal_nm=rng.uniform(0, 0.005),
+        strain=((stretch[0, 0], stretch[0, 1]), (stretch[1, 0], stretch[1, 1])),
+        ripple_nm=rng.uniform(0, 0.012) if on(nuisance) else 0.0,
+        gradient=rng.uniform(-0.5, 0.5) if on(0.5 * nuisance) else 0.0,
+        contamination=rng.uniform(0.05, 0.6) if on(0.6 * nuisance) else 0.0,
+        contamination_strength=log_uniform(0.3, 6.0),
+        contamination_smear_nm=rng.uniform(0.0, 0.2),
+        vacuum=rng.uniform(0.05, 0.5) if on(0.3 * nuisance) else 0.0,
+        second_layer=rng.uniform(0.1, 0.5) if on(0.1 * nuisance) else 0.0,
+        hot_pixels=int(rng.integers(1, 4)) if on(0.1 * nuisance) else 0,
+        dead_lines=int(rng.integers(1, 3)) if on(0.1 * nuisance) else 0)
+
+
+@dataclass(frozen=True)
+class SimulatedFrame:
+    """A simulated image and its truth.
+
+    Attributes
+    ----------
+    frame : Frame
+        The image with its nominal pixel size.
+    sites : Sites
+        True columns inside the image, in apparent (distorted) pixel positions; `intensity` is relative to the
+        host; `edge` marks columns closer than one bond to the border.
+    visible : (N,) bool
+        Whether the column is outside contamination, second layers and the undefined zone around them.
+    hidden : (H, W) uint8
+        1 where nothing is to be found (contamination, vacuum, second layer), 2 where the truth is undefined.
+    vacancies_px : (K, 2) float64
+        Apparent positions of missing columns.
+    defects : tuple of TrueDefect
+        Defects whose centre is in a visible part of the image; `site_ids` refer to `sites`.
+    centers_px : (D, 2) float64
+        Their centres in apparent pixels.
+    conditions : Conditions
+        How the frame was taken.
+    """
+
+    frame: Frame
+    sites: Sites
+    visible: NDArray[np.bool_]
+    hidden: NDArray[np.uint8]
+    vacancies_px: NDArray[np.float64]
+    defects: tuple[TrueDefect, ...]
+    centers_px: NDArray[np.float64]
+    conditions: Conditions
+
+    def truth(self) -> dict[str, object]:
+        """The truth as plain data, for JSON."""
+        return {
+            "schema": 1,
+            "pixel_size_nm": self.conditions.pixel_nm,
+            "conditions": asdict(self.conditions),
+            "sites": [{"y_px": float(y), "x_px": float(x), "species": str(s), "visible": bool(v)} for y, x, s, v in
+                      zip(self.sites.y_px, self.sites.x_px, self.sites.species, self.visible)],
+            "vacancies_px": self.vacancies_px.tolist(),
+            "defects": [{"name": d.name, "composition": dict(d.composition), "center_px": c.tolist(),
+                         "site_ids": [int(i) for i in d.site_ids], "missing_atoms": d.missing_atoms}
+                        for d, c in zip(self.defects, self.centers_px)],
+        }
+
+
+def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Generator, *,
+                   shape: tuple[int, int] | None = None) -> SimulatedFrame:
+    """Take a picture of a specimen.
+
+    Parameters
+    ----------
+    specimen : Specimen
+        Structure with its true defects.
+    conditions : Conditions
+        How the frame is taken.
+    rng : numpy.random.Generator
+        Source of noise and of the random parts of the disturbances.
+    shape : (int, int), optional
+        (H, W) [px]; by default what covers the specimen's field of view.
+    """
+    c = conditions
+    fov = np.broadcast_to(np.asarray(specimen.fov_nm, dtype=np.float64), (2,))
+    if shape is None:
+        shape = (max(int(round(fov[0] / c.pixel_nm)), 1), max(int(round(fov[1] / c.pixel_nm)), 1))
+    material = get_material(specimen.material)
+    fov_nm = (shape[0] * c.pixel_nm, shape[1] * c.pixel_nm)
+
+    yx = specimen.atoms.get_positions()[:, [1, 0]] / 10.0
+    numbers = specimen.atoms.get_atomic_numbers()
+    symbols = np.array(specimen.atoms.get_chemical_symbols(), dtype="U4")
+    warp = _warp(c, fov_nm, rng)
+    yx = warp(yx)
+    vacancies = warp(np.asarray(specimen.vacancies_nm, dtype=np.float64).reshape(-1, 2))
+    centers = warp(np.array([d.center_nm for d in specimen.defects], dtype=np.float64).reshape(-1, 2))
+    yx = yx + rng.normal(0, c.thermal_nm, yx.shape) if c.thermal_nm > 0 else yx
+    columns, members = _columns(yx, numbers, symbols)
+    host_z = max(material.atomic_number(s) for s in material.species)
+    foreign = (numbers > host_z) & ~np.isin(symbols, material.species)
+    atom_intensity = column_intensity(numbers, c.exponent) * np.where(foreign, c.dopant_gain, 1.0)
+    reference = _reference_intensity(material.name, c.exponent)
+    atom_intensity = atom_intensity / reference
+    if material.kind == "honeycomb":
+        # Whatever n and gain: heavier dopants stay distinguishable from the host (1.8 times and more).
+        atom_intensity = np.where(foreign, np.maximum(atom_intensity, 1.8), atom_intensity)
+    area = np.sqrt(3.0) / 2.0 * material.lattice_nm**2
+    per_cell = 2.0 if material.kind == "honeycomb" else float(sum(_cell_intensity(material.name, c.exponent)) / reference)
+    host_density = per_cell / area
+
+    # What hides the lattice.
+    hidden_fields: list[tuple[NDArray[np.float64], float]] = []
+    extra_yx: list[NDArray[np.float64]] = []
+    extra_intensity: list[NDArray[np.float64]] = []
+    removed = np.zeros(len(yx), dtype=bool)
+    if c.contamination > 0:
+        thickness, pitch = degrade.blobs(fov_nm, coverage=c.contamination, scale_nm=rng.uniform(0.3, 1.2), rng=rng)
+        thickness = thickness * (c.contamination_strength / max(float(thickness[thickness > 0].mean()), 1e-9))
+        atoms_per_nm2 = 60.0
+        layer = degrade.amorphous_atoms(thickness, pitch, atoms_per_nm2=atoms_per_nm2, rng=rng)
+        layer = layer + rng.normal(0, c.contamination_smear_nm, layer.shape)
+        extra_yx.append(layer)
+        extra_intensity.append(np.full(len(layer), host_density / atoms_per_nm2))
+        # Speckle of a layer of randomly placed atoms (shot noise of positions), by the peak of a host column.
+        blur = c.probe.sigma_nm**2 + c.contamination_smear_nm**2
+        speckle = (host_density / atoms_per_nm2) * np.sqrt(atoms_per_nm2 / (4 * np.pi * blur))
+        speckle = speckle * 2 * np.pi * c.probe.sigma_nm**2
+        hidden_fields.append((np.maximum(thickness / HIDDEN_EXCESS, np.sqrt(thickness) * speckle / HIDDEN_SPECKLE), pitch))
+    if c.second_layer > 0:
+        field_, pitch = degrade.blobs(fov_nm, coverage=c.second_layer, scale_nm=rng.uniform(0.5, 1.5), rng=rng)
+        angle = rng.uniform(0, np.pi)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        middle = np.asarray(fov_nm) / 2
+        layer = (yx - middle) @ turn.T + middle + rng.uniform(-0.2, 0.2, 2)
+        there = degrade.sample_field(field_, pitch, layer) > 0
+        extra_yx.append(layer[there])
+        extra_intensity.append(atom_intensity[there])
+        hidden_fields.append((np.clip(40 * field_, 0.0, 9.0), pitch))
+    if c.vacuum > 0:
+        field_, pitch = degrade.blobs(fov_nm, coverage=c.vacuum, scale_nm=rng.uniform(0.4, 1.2), rng=rng)
+        removed = degrade.sample_field(field_, pitch, yx) > 0
+
+    disturbed = degrade.disturbed_scan(shape, c.pixel_nm, rng=rng, jitter_nm=c.jitter_nm, flyback_nm=c.flyback_nm,
+                                       drift_nm=c.drift_nm)
+    all_yx = np.concatenate([yx[~removed], *extra_yx])
+    all_intensity = np.concatenate([atom_intensity[~removed], *extra_intensity])
+    density = render(all_yx, all_intensity, scan=disturbed, probe=c.probe)
+    if c.gradient:
+        slope = rng.uniform(0, 2 * np.pi)
+        rows, cols = np.linspace(-0.5, 0.5, shape[0])[:, None], np.linspace(-0.5, 0.5, shape[1])[None, :]
+        density = density * (1 + c.gradient * (np.sin(slope) * rows + np.cos(slope) * cols))
+    image = degrade.expose(density, pixel_nm=c.pixel_nm, detector=c.detector, rng=rng)
+    if c.hot_pixels or c.dead_lines:
+        image = degrade.bad_pixels(image, hot=c.hot_pixels, dead_lines=c.dead_lines, rng=rng)
+
+    # Truth, in the distorted image.
+    kept = np.array([not removed[m].all() for m in members]) if removed.any() else np.ones(len(members), bool)
+    apparent = disturbed.apparent_px(columns, c.probe.sigma_nm)
+    inside = ((apparent > -0.5) & (apparent < np.asarray(shape) - 0.5)).all(axis=1) & kept
+    hidden = _hidden(shape, c.pixel_nm, hidden_fields, disturbed, columns[kept])
+    species = np.array([_column_species(symbols[m], material.species) for m in members], dtype="U4")
+    intensity = np.array([atom_intensity[m].sum() for m in members])
+    where = np.flatnonzero(inside)
+    new_index = np.full(len(members), -1)
+    new_index[where] = np.arange(len(where))
+    border = 1.05 * material.bond_nm / c.pixel_nm
+    edge = ((apparent < border) | (apparent > np.asarray(shape) - 1 - border)).any(axis=1)
+    sites = Sites.from_columns(y_px=apparent[where, 0], x_px=apparent[where, 1], species=species[where],
+                               intensity=intensity[where], edge=edge[where])
+    cell = np.clip(np.round(sites.yx_px).astype(int), 0, np.asarray(shape) - 1)
+    visible = hidden[cell[:, 0], cell[:, 1]] == 0 if len(sites) else np.zeros(0, bool)
+    column_of_atom = np.empty(len(yx), dtype=int)
+    for k, m in enumerate(members):
+        column_of_atom[m] = k
+    defects, centers_px = _true_defects(specimen.defects, centers, disturbed, c, column_of_atom, new_index, hidden)
+    vacancies_px = disturbed.apparent_px(vacancies, c.probe.sigma_nm)
+    inside_v = ((vacancies_px > -0.5) & (vacancies_px < np.asarray(shape) - 0.5)).all(axis=1)
+    frame = Frame(image, PixelSize(c.pixel_nm, "metadata", c.pixel_nm), source="simulation")
+    return SimulatedFrame(frame, sites, visible, hidden, vacancies_px[inside_v], defects, centers_px, c)
+
+
+def _warp(c: Conditions, fov_nm: tuple[float, float], rng: np.random.Generator):
+    """Deformation of the specimen about the middle of the field: strain and smooth ripples."""
+    middle = np.asarray(fov_nm) / 2
+    matrix = np.asarray(c.strain)
+    waves = [(rng.normal(size=2), rng.uniform(1.5, 5.0), rng.uniform(0, 2 * np.pi), rng.normal(size=2))
+             for _ in range(3)] if c.ripple_nm > 0 else []
+
+    def warp(yx: NDArray[np.float64]) -> NDArray[np.float64]:
+        moved = (yx - middle) @ matrix.T + middle
+        for direction, wavelength, phase, push in waves:
+            k = 2 * np.pi / wavelength * direction / np.linalg.norm(direction)
+            moved = moved + (c.ripple_nm / 3) * np.sin(yx @ k + phase)[:, None] * push
+        return moved
+
+    return warp
+
+
+def _columns(yx: NDArray[np.float64], numbers: NDArray[np.int64],
+             symbols: NDArray[np.str_]) -> tuple[NDArray[np.float64], list[NDArray[np.int64]]]:
+    """Group atoms that share a column (closer than 40 pm in projection): positions and member lists."""
+    from scipy.spatial import cKDTree
+
+    pairs = cKDTree(yx).query_pairs(0.04, output_type="ndarray") if len(yx) else np.empty((0, 2), int)
+    partner = np.full(len(yx), -1)
+    partner[pairs[:, 0]], partner[pairs[:, 1]] = pairs[:, 1], pairs[:, 0]
+    members = [np.array([i]) if partner[i] < 0 else np.array([i, partner[i]])
+               for i in range(len(yx)) if partner[i] < 0 or partner[i] > i]
+    centers = np.array([yx[m].mean(axis=0) for m in members]).reshape(-1, 2)
+    return centers, members
+
+
+def _column_species(symbols: NDArray[np.str_], host: tuple[str, ...]) -> str:
+    """Name of a column: its foreign atom where it has one, else its host species."""
+    foreign = [s for s in symbols if s not in host]
+    return str(foreign[0] if foreign else symbols[0])
+
+
+def _cell_intensity(material: str, exponent: float) -> tuple[float, ...]:
+    m = get_material(material)
+    each = column_intensity([m.atomic_number(s) for s in m.species], exponent)
+    return tuple(each * np.array([1.0] if m.kind == "honeycomb" else [1.0, 2.0]))
+
+
+def _reference_intensity(material: str, exponent: float) -> float:
+    """Intensity of the column that the dose is counted for: the lighter (weaker) full host column."""
+    return min(_cell_intensity(material, exponent))
+
+
+def _hidden(shape: tuple[int, int], pixel_nm: float, fields: list[tuple[NDArray[np.float64], float]], scan: Scan,
+            columns: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """(H, W) uint8: 0 visible, 1 nothing to be found, 2 undefined."""
+    from scipy.ndimage import distance_transform_edt
+
+    hidden = np.zeros(shape, dtype=np.uint8)
+    y = scan.line_y_nm[:, None] * np.ones(shape[1])
+    x = scan.origin_nm[1] + pixel_nm * np.arange(shape[1])[None, :] + scan.line_dx_nm[:, None]
+    grid = np.stack([y, x], axis=-1).reshape(-1, 2)
+    for field_, pitch in fields:
+        value = degrade.sample_field(field_, pitch, grid).reshape(shape)
+        hidden[(value > VISIBLE_BELOW) & (hidden != 1)] = 2
+        hidden[value > 1.0] = 1
+    # Vacuum: farther from every atom than any point inside a vacancy is.
+    pitch = 0.02
+    size = tuple(int(np.ceil(n * pixel_nm / pitch)) + 80 for n in shape)
+    occupied = np.ones(size, dtype=bool)
+    cell = np.floor((columns + 40 * pitch) / pitch).astype(int)
+    ok = ((cell >= 0) & (cell < np.asarray(size))).all(axis=1)
+    occupied[cell[ok, 0], cell[ok, 1]] = False
+    distance = distance_transform_edt(occupied) * pitch if ok.any() else np.full(size, 9.0)
+    away = degrade.sample_field(distance, pitch, grid + 40 * pitch).reshape(shape)
+    hidden[(away > VACUUM_NM - 0.10) & (hidden == 0)] = 2
+    hidden[away > VACUUM_NM] = 1
+    return hidden
+
+
+def _true_defects(defects: tuple[TrueDefect, ...], centers: NDArray[np.float64], scan: Scan, c: Conditions,
+                  column_of_atom: NDArray[np.int64], new_index: NDArray[np.int64],
+                  hidden: NDArray[np.uint8]) -> tuple[tuple[TrueDefect, ...], NDArray[np.float64]]:
+    """Defects that lie wholly in the visible part of the image, renumbered to the frame's sites."""
+    kept, places = [], []
+    centers_px = scan.apparent_px(centers, c.probe.sigma_nm)
+    for defect, center in zip(defects, centers_px):
+        ids = sorted({int(new_index[column_of_atom[i]]) for i in defect.site_ids})
+        row, column = np.round(center).astype(int)
+        inside = 0 <= row < hidden.shape[0] and 0 <= column < hidden.shape[1]
+        if (ids and ids[0] < 0) or not inside or hidden[row, column] == 1:
+            continue
+        kept.append(replace(defect, site_ids=tuple(ids)))
+        places.append(center)
+    return tuple(kept), np.array(places, dtype=np.float64).reshape(-1, 2)
+
+
+def training_pair(simulated: SimulatedFrame, *, classes: tuple[str, ...], model_pixel_nm: float, radius_nm: float,
+                  vacancy_radius_nm: float, host: tuple[str, ...]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Network input and class map of one simulated frame.
+
+    Parameters
+    ----------
+    simulated : SimulatedFrame
+        Image and truth.
+    classes : tuple of str
+        Names of the classes, the first being 'background'; of 'lattice', 'dopant', 'vacancy', 'masked'.
+    model_pixel_nm : float
+        Pixel size of the network's input [nm].
+    radius_nm, vacancy_radius_nm : float
+        Radius of the discs that stand for atoms and for missing atoms [nm].
+    host : tuple of str
+        Species of the lattice class.
+
+    Returns
+    -------
+    image : (h, w) float32
+    target : (h, w) uint8
+        `targets.IGNORE` where the truth is undefined.
+    """
+    image = mend(simulated.frame.image).image
+    small = model_shape(image.shape, simulated.conditions.pixel_nm, model_pixel_nm)
+    network_input = standardise(resample(image, small))
+    number = {name: k for k, name in enumerate(classes)}
+    sites = simulated.sites
+    # The network tells dopants by brightness alone: light foreign atoms count as lattice.
+    foreign = ~np.isin(sites.species, host) & (sites.intensity > 1.7)
+    labels = np.where(foreign & ("dopant" in number), number.get("dopant", 1), 1)
+    positions = to_model_px(sites.yx_px, image.shape, small)
+    radius = np.full(len(sites), radius_nm / model_pixel_nm)
+    keep = np.ones(len(sites), bool)
+    if len(simulated.vacancies_px) and "vacancy" in number:
+        positions = np.concatenate([positions, to_model_px(simulated.vacancies_px, image.shape, small)])
+        labels = np.concatenate([labels, np.full(len(simulated.vacancies_px), number["vacancy"])])
+        radius = np.concatenate([radius, np.full(len(simulated.vacancies_px), vacancy_radius_nm / model_pixel_nm)])
+        keep = np.ones(len(positions), bool)
+    target = class_map(positions[keep], labels[keep], shape=small, radius_px=radius[keep])
+    rows = np.clip(((np.arange(small[0]) + 0.5) * image.shape[0] / small[0]).astype(int), 0, image.shape[0] - 1)
+    cols = np.clip(((np.arange(small[1]) + 0.5) * image.shape[1] / small[1]).astype(int), 0, image.shape[1] - 1)
+    hidden = simulated.hidden[np.ix_(rows, cols)]
+    target[hidden == 1] = number.get("masked", 0)
+    target[hidden == 2] = IGNORE
+    return network_input, target
