@@ -1,0 +1,30 @@
+"""stemdl in Nion Swift: atoms and defects of the image that is shown, at one press."""
+
+from __future__ import annotations
+
+import typing
+
+from . import actions, computations
+
+
+class StemdlExtension:
+    """Found and made by Swift when it loads its plug-ins; makes known what the plug-in has, and takes it away."""
+
+    extension_id = "stemdl.atoms-and-defects"
+
+    def __init__(self, api_broker: typing.Any) -> None:
+        api_broker.get_api(version="~1.0", ui_version="~1.0")
+        from nion.swift import Application
+
+        computations.register()
+        actions.register()
+        self.__app = getattr(Application, "app", None)
+        if self.__app is not None:
+            self.__app.register_menu_handler(actions.build_menu)
+
+    def close(self) -> None:
+        """Called when Swift unloads its plug-ins."""
+        if self.__app is not None:
+            self.__app.unregister_menu_handler(actions.build_menu)
+            self.__app = None
+        actions.unregister()

@@ -1,0 +1,266 @@
+"""Draws atoms, bonds and defects over an image with numpy alone: milliseconds, no plotting library, any thread."""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import dataclass
+
+import numpy
+
+if typing.TYPE_CHECKING:
+    from stemdl_core.analysis import FrameAnalysis
+
+#: Small images are enlarged until their longer side has this many pixels, so that marks and names are legible.
+TARGET_PX = 1024
+#: Larger ones are averaged down: Swift sends the whole picture to the screen at each change.
+LARGEST_PX = 2048
+#: Colours (R, G, B) that stay apart for colour-blind eyes and on grey. Hosts are cool, foreign atoms warm.
+SPECIES_RGB: dict[str, tuple[int, int, int]] = {
+    "C": (86, 180, 233), "Si": (255, 159, 28), "N": (120, 110, 255), "B": (255, 170, 190), "O": (255, 80, 80),
+    "P": (255, 96, 56), "Al": (230, 200, 90), "Ge": (210, 150, 60), "H": (245, 245, 245),
+    "Mo": (64, 206, 227), "W": (255, 99, 190), "Se": (170, 220, 80), "S": (245, 225, 80), "V": (255, 140, 60),
+    "Te": (200, 140, 70), "Nb": (90, 220, 160), "Re": (240, 120, 120),
+}
+_OTHER_RGB = (255, 255, 255)
+_DEFECT_RGB = (255, 221, 87)
+_BOND_RGB = (225, 235, 245)
+
+
+@dataclass(frozen=True)
+class Style:
+    """What to draw.
+
+    Parameters
+    ----------
+    atoms, bonds, defects, names : bool
+        Discs at the atoms, lines along the bonds, outlines of the defects, and their names.
+    min_score : float
+        Atoms of a lower score, and bonds to them, are not drawn.
+    """
+
+    atoms: bool = True
+    bonds: bool = True
+    defects: bool = True
+    names: bool = True
+    min_score: float = 0.0
+
+
+def zoom_for(shape: tuple[int, int]) -> float:
+    """Size of the picture relative to the image: a whole number, or one over a whole number."""
+    longest = max(shape)
+    if longest > LARGEST_PX:
+        return 1 / math.ceil(longest / LARGEST_PX)
+    return float(max(1, round(TARGET_PX / longest)))
+
+
+def background(image: numpy.ndarray, zoom: float) -> numpy.ndarray:
+    """(h, w) uint8 grey picture of an (H, W) image, `zoom` times as large.
+
+    The range is that of the percentiles 1 to 99.7: one bright atom must not make the lattice black.
+    """
+    from PIL import Image
+
+    sample = image[:: max(1, image.shape[0] // 512), :: max(1, image.shape[1] // 512)]
+    low, high = numpy.percentile(sample, (1.0, 99.7))
+    gain = 215.0 / max(float(high - low), 1e-30)
+    grey = numpy.clip((image - low) * gain, 0, 235).astype(numpy.uint8)
+    if zoom < 1:
+        step = round(1 / zoom)
+        height, width = grey.shape[0] // step, grey.shape[1] // step
+        blocks = grey[: height * step, : width * step].reshape(height, step, width, step)
+        return blocks.mean(axis=(1, 3), dtype=numpy.float32).astype(numpy.uint8)
+    if zoom == 1:
+        return grey
+    size = (int(image.shape[1] * zoom), int(image.shape[0] * zoom))
+    return numpy.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC))
+
+
+def plain(image: numpy.ndarray) -> numpy.ndarray:
+    """(h, w, 3) uint8: the image alone, as shown until the first result is there."""
+    grey = background(image, zoom_for(image.shape))
+    return numpy.repeat(grey[..., None], 3, axis=2)
+
+
+def render(image: numpy.ndarray, analysis: FrameAnalysis, style: Style) -> numpy.ndarray:
+    """The image with what was found in it.
+
+    Parameters
+    ----------
+    image : (H, W) array
+        The frame that was analysed.
+    analysis : FrameAnalysis
+        What was found.
+    style : Style
+        What to draw of it.
+
+    Returns
+    -------
+    (h, w, 3) uint8 ndarray
+        In the order blue, green, red, which is Swift's.
+    """
+    zoom = zoom_for(analysis.shape)
+    canvas = _Canvas(background(image, zoom))
+    sites, bonds = analysis.sites, analysis.bonds
+    yx = (sites.yx_px + 0.5) * zoom - 0.5
+    shown = sites.score >= style.min_score if style.min_score > 0 else numpy.ones(len(sites), bool)
+    bond = _bond_length(analysis) * zoom
+    width = min(max(0.055 * bond, 1.0), 3.0)
+    if style.bonds and len(bonds):
+        both = shown[bonds.a] & shown[bonds.b]
+        canvas.lines(yx[bonds.a[both]], yx[bonds.b[both]], 0.5 * width, _BOND_RGB, 0.55)
+        ends = numpy.array([(b.a, b.b) for d in analysis.defects for b in d.bonds], dtype=int).reshape(-1, 2)
+        canvas.lines(yx[ends[:, 0]], yx[ends[:, 1]], width, _DEFECT_RGB, 0.9)
+    if style.defects:
+        for defect in analysis.defects:
+            members = yx[list(defect.site_ids)]
+            if not len(members):
+                members = (numpy.asarray(defect.center_px, dtype=float)[None] + 0.5) * zoom - 0.5
+            canvas.outline(members, 0.72 * bond, 0.75 * width, _DEFECT_RGB)
+    if style.atoms:
+        host = set(_host_species(analysis))
+        for species in sorted(set(sites.species.tolist()), key=lambda s: s not in host):
+            which = shown & (sites.species == species)
+            radius = min(max((0.15 if species in host else 0.23) * bond, 1.2), 11.0)
+            canvas.discs(yx[which], radius, SPECIES_RGB.get(species, _OTHER_RGB))
+    if style.names:
+        size = int(min(max(0.62 * bond, 13), 22))
+        labels = [_label(defect.name, defect.center_px, defect.site_ids, yx, zoom, bond) for defect in analysis.defects]
+        canvas.texts(labels, size, _DEFECT_RGB)
+    return canvas.bgr
+
+
+def _label(name: str, center_px: tuple[float, float], site_ids: tuple[int, ...], yx: numpy.ndarray, zoom: float,
+           bond: float) -> tuple[str, float, float]:
+    """A name, and the point above its defect where the middle of its foot stands."""
+    y, x = ((v + 0.5) * zoom - 0.5 for v in center_px)
+    top = float(yx[list(site_ids), 0].min()) if site_ids else y
+    return name, top - 0.8 * bond, x
+
+
+def _host_species(analysis: FrameAnalysis) -> tuple[str, ...]:
+    from stemdl_core.materials import MATERIALS
+
+    material = MATERIALS.get(analysis.material)
+    return material.species if material else ()
+
+
+def _bond_length(analysis: FrameAnalysis) -> float:
+    from .adapters import bond_px
+
+    return bond_px(analysis)
+
+
+class _Canvas:
+    """A picture that marks are blended into, with the edges of every mark smoothed over one pixel."""
+
+    def __init__(self, grey: numpy.ndarray) -> None:
+        self.bgr = numpy.repeat(grey[..., None], 3, axis=2)
+        self.shape = grey.shape
+
+    def discs(self, yx: numpy.ndarray, radius: float, rgb: tuple[int, int, int]) -> None:
+        """Discs of one colour at (N, 2) positions, with a thin dark rim."""
+        index, distance = self._around(yx, radius + 2.0)
+        self._blend(index, numpy.clip(radius + 1.5 - distance, 0, 1) * 0.55, (10, 14, 20))
+        self._blend(index, numpy.clip(radius + 0.5 - distance, 0, 1) * 0.95, rgb)
+
+    def lines(self, start: numpy.ndarray, end: numpy.ndarray, half_width: float, rgb: tuple[int, int, int],
+              opacity: float) -> None:
+        """Lines from (N, 2) to (N, 2) positions."""
+        if not len(start):
+            return
+        start, end = start.astype(numpy.float32), end.astype(numpy.float32)
+        step = end - start
+        length = numpy.maximum(numpy.hypot(step[:, 0], step[:, 1]), 1e-6)
+        along = step / length[:, None]
+        # Points on a grid that is laid along each line, dense enough to meet every pixel under it.
+        t = numpy.linspace(0, 1, math.ceil(float(length.max()) / 0.8) + 1, dtype=numpy.float32)[None, :, None]
+        s = numpy.arange(-half_width - 0.8, half_width + 0.81, 0.7, dtype=numpy.float32)[None, None, :]
+        y0, x0 = start[:, 0, None, None], start[:, 1, None, None]
+        ny, nx = -along[:, 1, None, None], along[:, 0, None, None]
+        y = numpy.rint(y0 + t * step[:, 0, None, None] + s * ny)
+        x = numpy.rint(x0 + t * step[:, 1, None, None] + s * nx)
+        distance = numpy.abs((y - y0) * ny + (x - x0) * nx)
+        index = self._index(y.astype(numpy.int32), x.astype(numpy.int32))
+        self._blend(index, numpy.clip(half_width + 0.5 - distance, 0, 1) * opacity, rgb)
+
+    def outline(self, members: numpy.ndarray, radius: float, half_width: float, rgb: tuple[int, int, int]) -> None:
+        """The outline of the union of discs around (M, 2) positions."""
+        height, width = self.shape
+        reach = radius + half_width + 2
+        top, left = numpy.maximum(numpy.floor(members.min(axis=0) - reach).astype(int), 0)
+        bottom, right = numpy.ceil(members.max(axis=0) + reach).astype(int) + 1
+        y = numpy.arange(top, min(bottom, height), dtype=numpy.float32)[:, None]
+        x = numpy.arange(left, min(right, width), dtype=numpy.float32)[None, :]
+        if not (y.size and x.size):
+            return
+        square = numpy.full((len(y), x.shape[1]), numpy.inf, dtype=numpy.float32)
+        for my, mx in members.astype(numpy.float32):
+            numpy.minimum(square, (y - my) ** 2 + (x - mx) ** 2, out=square)
+        distance = numpy.abs(numpy.sqrt(square) - radius)
+        self._mix(top, left, numpy.clip(half_width + 1.5 - distance, 0, 1) * 0.5, (10, 14, 20))
+        self._mix(top, left, numpy.clip(half_width + 0.5 - distance, 0, 1), rgb)
+
+    def texts(self, labels: list[tuple[str, float, float]], size: int, rgb: tuple[int, int, int]) -> None:
+        """Names with a dark halo; each keeps inside the picture."""
+        if not labels:
+            return
+        from PIL import Image, ImageDraw, ImageFont
+
+        font = ImageFont.load_default(size)
+        height, width = self.shape
+        ink, halo = Image.new("L", (width, height)), Image.new("L", (width, height))
+        ink_pen, halo_pen = ImageDraw.Draw(ink), ImageDraw.Draw(halo)
+        for text, y, x in labels:
+            left, top, right, bottom = ink_pen.textbbox((0, 0), text, font=font)
+            wide, high = right - left, bottom - top
+            corner = (min(max(x - wide / 2, 3), width - wide - 3) - left, min(max(y - high, 3), height - high - 3) - top)
+            halo_pen.text(corner, text, fill=255, font=font, stroke_width=max(2, size // 7))
+            ink_pen.text(corner, text, fill=255, font=font)
+        for layer, colour, opacity in ((halo, (10, 14, 20), 0.75), (ink, rgb, 1.0)):
+            box = layer.getbbox()
+            if box is None:
+                continue
+            left, top, right, bottom = box
+            alpha = numpy.asarray(layer)[top:bottom, left:right].astype(numpy.float32) * (opacity / 255)
+            self._mix(top, left, alpha, colour)
+
+    def _around(self, yx: numpy.ndarray, reach: float) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Pixels around each of (N, 2) positions: flat indices (-1 outside) and distances."""
+        side = numpy.arange(-math.ceil(reach), math.ceil(reach) + 1, dtype=numpy.int32)
+        middle = numpy.rint(yx).astype(numpy.int32)
+        y = middle[:, 0, None, None] + side[None, :, None]
+        x = middle[:, 1, None, None] + side[None, None, :]
+        distance = numpy.hypot((y - yx[:, 0, None, None]).astype(numpy.float32),
+                               (x - yx[:, 1, None, None]).astype(numpy.float32))
+        return self._index(*numpy.broadcast_arrays(y, x)), distance
+
+    def _index(self, y: numpy.ndarray, x: numpy.ndarray) -> numpy.ndarray:
+        height, width = self.shape
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        return numpy.where(inside, y * width + x, -1)
+
+    def _blend(self, index: numpy.ndarray, alpha: numpy.ndarray, rgb: tuple[int, int, int]) -> None:
+        """Mix a colour into pixels; where marks of one call overlap, the strongest counts, not their sum."""
+        index, alpha = index.reshape(-1), alpha.reshape(-1)
+        keep = (alpha > 0.004) & (index >= 0)
+        if not keep.any():
+            return
+        index, alpha = index[keep], alpha[keep].astype(numpy.float32)
+        first = int(index.min())
+        strength = numpy.zeros(int(index.max()) - first + 1, dtype=numpy.float32)
+        numpy.maximum.at(strength, index - first, alpha)
+        touched = numpy.flatnonzero(strength > 0)
+        weight = strength[touched][:, None]
+        pixels = self.bgr.reshape(-1, 3)[first:]
+        old = pixels[touched].astype(numpy.float32)
+        pixels[touched] = (old + (_colour(rgb) - old) * weight + 0.5).astype(numpy.uint8)
+
+    def _mix(self, top: int, left: int, alpha: numpy.ndarray, rgb: tuple[int, int, int]) -> None:
+        """Mix a colour into a rectangle of pixels."""
+        box = self.bgr[top : top + alpha.shape[0], left : left + alpha.shape[1]]
+        box[...] = (box + (_colour(rgb) - box) * alpha[..., None] + 0.5).astype(numpy.uint8)
+
+
+def _colour(rgb: tuple[int, int, int]) -> numpy.ndarray:
+    return numpy.array(rgb[::-1], dtype=numpy.float32)

@@ -1,0 +1,73 @@
+"""What the tests of the Nion Swift plugin share: a stand-in analysis, and a Swift without windows."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from stemdl_core.analysis import Bonds, Defect, DefectBond, Defects, FrameAnalysis
+from stemdl_core.calibration import PixelSize
+from stemdl_core.frames import Frame
+from stemdl_core.sites import Sites
+
+#: Where the stand-in finds its defects, by the brightness of the pixel there.
+BRIGHT = 200.0
+
+
+def stand_in(frame: Frame, **_: Any) -> FrameAnalysis:
+    """An "analysis" with the answer known beforehand: each pixel above `BRIGHT` is a silicon with three carbons."""
+    pixel_size = frame.pixel_size or PixelSize(0.02, "lattice")
+    species, positions, bonds, defects = [], [], [], []
+    reach = 0.16 / pixel_size.nm
+    for k, (y, x) in enumerate(np.argwhere(frame.image > BRIGHT)):
+        first = len(species)
+        species += ["Si", "C", "C", "C"]
+        positions += [(y, x), (y - reach, x), (y + reach / 2, x - 0.87 * reach), (y + reach / 2, x + 0.87 * reach)]
+        ends = [(first, first + i) for i in (1, 2, 3)]
+        bonds += ends
+        defects.append(Defect(k, "Si-C3", {"Si": 1, "C": 3}, tuple(range(first, first + 4)), (float(y), float(x)),
+                              bonds=tuple(DefectBond(a, b, 160.0) for a, b in ends)))
+    yx = np.array(positions, dtype=float).reshape(-1, 2)
+    ends = np.array(bonds, dtype=int).reshape(-1, 2)
+    return FrameAnalysis(
+        "stand-in", "graphene", frame.shape, pixel_size,
+        Sites.from_columns(y_px=yx[:, 0], x_px=yx[:, 1], species=np.array(species, dtype="U4")),
+        Bonds(ends[:, 0], ends[:, 1], np.full(len(ends), 160.0), np.full(len(ends), np.nan)),
+        Defects(tuple(defects)), {6: 12}, frame=frame.index)
+
+
+def image_with(*bright: tuple[int, int], size: int = 64) -> np.ndarray:
+    """A noisy (size, size) float32 image with bright pixels."""
+    image = np.random.default_rng(7).normal(100, 5, (size, size)).astype(np.float32)
+    for y, x in bright:
+        image[y, x] = 255
+    return image
+
+
+def wait_for(condition: Callable[[], object], document_controller: Any, *, seconds: float = 20.0) -> None:
+    """Let Swift's event loop run until something is true."""
+    end = time.perf_counter() + seconds
+    while not condition():
+        if time.perf_counter() > end:
+            raise AssertionError("Swift did not get there in time")
+        document_controller.periodic()
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def swift() -> Iterator[Any]:
+    """A document window of a Swift without screen."""
+    from nion.swift.test import TestContext
+
+    with TestContext.create_memory_context() as context:
+        yield context.create_document_controller()
+
+
+def annotation(document_model: Any) -> tuple[Any, Any, Any]:
+    """The overlay, the table and the computation of the only annotation of a document."""
+    (computation,) = [c for c in document_model.computations if c.processing_id == "stemdl.annotate"]
+    return computation.get_output("overlay"), computation.get_output("table"), computation
