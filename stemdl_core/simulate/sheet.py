@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 
 from ..materials import Material
 from .defect_shapes import resolve_kind
+from .mx2_defects import add_mx2
 from .templates import VARIANTS, Template, template
 
 #: Half the distance of the two chalcogens of a column [Angstrom] (Rasmussen & Thygesen, J. Phys. Chem. C 2015).
@@ -45,6 +46,8 @@ class Sheet:
         self.host_numbers = {atomic_numbers[s] for s in material.species}
         #: Where the atoms were before any defect moved them: what templates are matched to.
         self.perfect = yx.copy()
+        #: Atoms of a grain boundary: no point defect near them.
+        self.keep_clear = np.zeros((0, 2))
         self._tree: cKDTree | None = None
 
     @property
@@ -63,12 +66,11 @@ class Sheet:
 
     def has_room(self, at: NDArray[np.float64], extent: float) -> bool:
         """Whether a defect of this size [nm] keeps its distance from all others."""
+        if len(self.keep_clear) and np.min(np.hypot(*(self.keep_clear - at).T)) < extent + 0.35:
+            return False
         for other in self.marks:
-            if other.angle_deg is not None:
-                near = np.min(np.hypot(*(self.yx[other.members] - at).T)) - extent
-                if near < 0.35:
-                    return False
-            elif math.dist(at, other.center) < max(SEPARATION_NM, extent + other.extent + 0.2):
+            if other.angle_deg is None and \
+                    math.dist(at, other.center) < max(SEPARATION_NM, extent + other.extent + 0.2):
                 return False
         return True
 
@@ -76,8 +78,6 @@ class Sheet:
             spread: float = 1.0) -> bool:
         """Put a defect near `at`; False where there is no room or the lattice is not perfect."""
         if self.material.kind == "mx2":
-            from .mx2_defects import add_mx2
-
             return add_mx2(self, kind, at, rng)
         general, symbol = resolve_kind(kind, dopant)
         return self._insert(template(general, symbol, int(rng.integers(VARIANTS))), at, rng, spread)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import StemdlError
 from ..materials import get_material
+from .grain_boundary import boundary_sheet, fits
+from .mx2_defects import populate_mx2
 from .sheet import Sheet, honeycomb_sheet
 
 #: How often each kind is drawn for graphene; 'X' is the dopant of the specimen.
@@ -124,7 +126,10 @@ def _sheet_of(specimen: Specimen) -> Sheet:
     sheet = Sheet(get_material(specimen.material), specimen.yx_nm.copy(), specimen.atoms.positions[:, 2].copy(),
                   specimen.atoms.numbers.astype(np.int64))
     for d in specimen.defects:
-        sheet.mark(d.name, np.array(d.site_ids, dtype=np.int64), np.array(d.center_nm), d.missing_atoms, d.angle_deg)
+        ids = np.array(d.site_ids, dtype=np.int64)
+        sheet.mark(d.name, ids, np.array(d.center_nm), d.missing_atoms, d.angle_deg)
+        if d.angle_deg is not None:
+            sheet.keep_clear = sheet.yx[ids]
     sheet.vacancies = [v for v in np.asarray(specimen.vacancies_nm)]
     return sheet
 
@@ -199,7 +204,7 @@ def add_defect(specimen: Specimen, kind: str, at_nm: tuple[float, float], *, rng
 def random_specimen(material: str, fov_nm: float | tuple[float, float], rng: np.random.Generator, *,
                     kinds: Mapping[str, float] | Sequence[str] | None = None, density_per_nm2: float | None = None,
                     dopant: str = "Si", pristine_probability: float = 0.12,
-                    boundary_probability: float = 0.0, margin_nm: float = 0.5) -> Specimen:
+                    boundary_probability: float = 0.05, margin_nm: float = 0.5) -> Specimen:
     """A specimen at random orientation with a realistic mixture of defects, far enough apart to be told apart.
 
     Parameters
@@ -210,7 +215,7 @@ def random_specimen(material: str, fov_nm: float | tuple[float, float], rng: np.
         Field of view [nm].
     rng : numpy.random.Generator
     kinds : mapping of kind to weight, or sequence of kinds, optional
-        Default: all kinds of the material.
+        Default: all kinds of the material. 'GB(5-7)' among them turns fields into bicrystals.
     density_per_nm2 : float, optional
         Mean number of defects per area; drawn from a wide distribution when left out.
     dopant : str
@@ -224,19 +229,14 @@ def random_specimen(material: str, fov_nm: float | tuple[float, float], rng: np.
     shape = _shape(fov_nm)
     turn, offset = rng.uniform(0.0, 360.0), tuple(rng.uniform(0.0, host.lattice_nm, 2))
     weights = _weights(kinds, host.kind)
-    boundary = host.kind == "honeycomb" and rng.random() < boundary_probability
-    if kinds is not None and "GB(5-7)" in weights:
-        boundary = rng.random() < weights.pop("GB(5-7)") / max(sum(dict(kinds).values()), 1e-9) \
-            if isinstance(kinds, Mapping) else rng.random() < 1.0 / len(kinds)
-    if boundary:
-        from .grain_boundary import boundary_sheet
-
+    if kinds is not None:
+        boundary_probability = weights.get("GB(5-7)", 0.0) / max(sum(weights.values()), 1e-9)
+    weights.pop("GB(5-7)", None)
+    if host.kind == "honeycomb" and rng.random() < boundary_probability and fits(shape, margin_nm):
         sheet = boundary_sheet(shape, margin_nm, rng)
     else:
         sheet = honeycomb_sheet(host, shape, turn, offset, margin_nm)  # type: ignore[arg-type]
     if host.kind == "mx2":
-        from .mx2_defects import populate_mx2
-
         if rng.random() >= pristine_probability:
             populate_mx2(sheet, shape, rng, weights=weights, density_per_nm2=density_per_nm2, dopant=dopant)
         return _specimen(sheet, fov_nm)
