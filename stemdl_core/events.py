@@ -1,0 +1,371 @@
+"""What happened to one defect: its name, place and orientation decided frame by frame, and their changes.
+
+Names are decided first. Only frames in which the defect shows as many foreign atoms as its name says then tell
+its place, and its orientation if it is a cluster: a frame that missed an atom of a trimer has another centre and
+no triangle, but nothing moved.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .decode import Decided, OnlineViterbi, Places
+from .hostframe import MOTIF, HostLattice
+from .linking import TrackSettings
+from .materials import Material
+from .observations import Observation, foreign_atoms
+
+#: Middles of the bonds, in lattice vectors from the centre of a hexagon: where a four-fold dopant sits.
+_BONDS = np.array([[0.5, 0.5], [0.5, 0.0], [0.0, 0.5]])
+#: Rows on either side that a change is judged by.
+_JUDGED = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """A reading of a track: the observation and its position in the specimen's frame [nm]."""
+
+    number: int
+    frame: int
+    time_s: float | None
+    seen: Observation
+    yx_nm: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A decided change of a track; `row` is the first row of the new state, `mixed` a row that shows both."""
+
+    kind: str
+    row: Row
+    before: str
+    after: str
+    confidence: float
+    mixed: Row | None = None
+    angle_deg: float = float("nan")
+    step_nm: tuple[float, float] = (float("nan"), float("nan"))
+    lattice_step: str = ""
+    sublattice: str = ""
+
+    @property
+    def at(self) -> Row:
+        """The row whose frame is the first to show something of the new state."""
+        return self.row if self.mixed is None else self.mixed
+
+
+def _sigmoid(value: float) -> float:
+    return float(1.0 / (1.0 + np.exp(-np.clip(value, -40, 40))))
+
+
+def name_evidence(row: Row, material: Material, lattice: HostLattice | None,
+                  settings: TrackSettings) -> tuple[dict[str, float], float]:
+    """Log-likelihood of a reading for each name it may have, and for all other names.
+
+    A single foreign atom's place is a second witness: three-fold atoms sit on lattice sites, four-fold ones in
+    the middle of the two atoms they replace, half a bond away. The host lattice tells the two apart without
+    any bond.
+    """
+    wrong = settings.misread_probability
+    floor = float(np.log(wrong / 8))
+    weight = 0.3 if row.seen.edge or row.seen.border_nm < 0.5 * settings.border_nm else 1.0
+    evidence = {}
+    for name, probability in row.seen.names.items():
+        # 'unknown' is a reading that failed more often than a state of the specimen.
+        prior = 0.15 if name == "unknown" else 1.0
+        evidence[name] = weight * float(np.log((1 - wrong) * prior * probability + wrong / 8))
+    place = {}
+    if lattice is not None and material.kind == "honeycomb" and row.seen.atoms == 1 and row.seen.fold in (3, 4):
+        width = 0.035
+        site = min((lattice.distance_nm(row.yx_nm) / width) ** 2 / 2, 4.0)
+        bond = min((lattice.distance_nm(row.yx_nm, _BONDS) / width) ** 2 / 2, 4.0)
+        place = {"3": -site, "4": -bond}
+    adjusted = {n: e + place.get(n[-1:], -2.0 if place else 0.0) for n, e in evidence.items()}
+    return adjusted, weight * floor - (4.0 if place else 0.0)
+
+
+class _Moves:
+    """Changes between decided places; a place of a single row half-way between two others is a mixed frame."""
+
+    def __init__(self) -> None:
+        self.current: int | None = None
+        self.waiting: tuple[Row, int] | None = None
+
+    def push(self, row: Row, place: int, between) -> list[tuple[Row, int, int, Row | None]]:  # type: ignore[no-untyped-def]
+        """Moves (first row, from, to, mixed row) that are certain now."""
+        if self.current is None:
+            self.current = place
+            return []
+        if self.waiting is None:
+            if place != self.current:
+                self.waiting = (row, place)
+            return []
+        first, middle = self.waiting
+        if place == middle:
+            moves = [(first, self.current, middle, None)]
+            self.current, self.waiting = middle, None
+            return moves
+        if place != self.current and between(self.current, middle, place):
+            moves = [(row, self.current, place, first)]
+            self.current, self.waiting = place, None
+            return moves
+        moves = [(first, self.current, middle, None)]
+        self.current, self.waiting = middle, (row, place)
+        return moves
+
+    def flush(self) -> list[tuple[Row, int, int, Row | None]]:
+        """The move that no further row can contradict."""
+        if self.waiting is None:
+            return []
+        (row, place), start = self.waiting, self.current
+        self.current, self.waiting = place, None
+        return [(row, start, place, None)]  # type: ignore[list-item]
+
+
+class _PlaceChain:
+    """Hops (of positions) or rotations (of angles) within one composition of a track."""
+
+    def __init__(self, *, places: Places, change_cost: float, stray: float, span: float) -> None:
+        self.places, self.span, self.stray = places, span, stray
+        self.chain = OnlineViterbi(change_cost=change_cost)
+        self.moves = _Moves()
+        self.settled: NDArray[np.float64] | None = None
+        self._rows: dict[int, Row] = {}
+        self.recent: deque[Row] = deque(maxlen=64)
+
+    def push(self, row: Row, value: NDArray[np.float64], stray: float) -> list[tuple[Row, int, int, Row | None]]:
+        """Add a reading; `stray` is the probability that it means nothing."""
+        squared = self.places.visit(value)
+        dimensions = len(np.atleast_1d(value))
+        # Density of a stray reading relative to the peak of the Gaussian.
+        floor = float(np.log(stray) + dimensions * np.log(np.sqrt(2 * np.pi) * self.places.sigma / self.span))
+        evidence = {k: float(np.logaddexp(np.log1p(-stray) - d / 2, floor)) for k, d in squared.items()}
+        self._rows[row.number] = row
+        decided = self.chain.push(row.number, evidence, floor=floor)
+        result = self._read(decided)
+        in_use = set(self.chain._score) | {s for d in self.chain.outlook() for s in d.evidence}
+        in_use |= {self.moves.current} if self.moves.current is not None else set()
+        in_use |= {self.moves.waiting[1]} if self.moves.waiting is not None else set()
+        self.places.forget(in_use)  # type: ignore[arg-type]
+        return result
+
+    def flush(self) -> list[tuple[Row, int, int, Row | None]]:
+        """Moves that were still open."""
+        return self._read(self.chain.flush()) + self.moves.flush()
+
+    def _read(self, decided: list[Decided]) -> list[tuple[Row, int, int, Row | None]]:
+        moves = []
+        for item in decided:
+            row = self._rows.pop(item.frame)
+            if self.settled is None:
+                self.settled = self.places.centers[item.state].copy()  # type: ignore[index]
+            moves += self.moves.push(row, item.state, self._between)  # type: ignore[arg-type]
+        return moves
+
+    def _between(self, a: int, middle: int, b: int) -> bool:
+        c = self.places.centers
+        if not {a, middle, b} <= set(c):
+            return False
+        whole = self.places.difference(c[b], c[a])
+        half = self.places.difference(c[middle], c[a])
+        length = float(np.linalg.norm(whole))
+        return float(np.linalg.norm(half - whole / 2)) < 0.25 * length
+
+
+class TrackHistory:
+    """Decides the states of one track as its rows arrive.
+
+    Parameters
+    ----------
+    material : Material
+    settings : TrackSettings
+    """
+
+    def __init__(self, *, material: Material, settings: TrackSettings) -> None:
+        self.material, self.settings = material, settings
+        self.cost = float(-np.log(settings.change_probability))
+        self._names = OnlineViterbi(change_cost=self.cost)
+        self._open: dict[int, Row] = {}
+        self.lattice: HostLattice | None = None
+        self.name: str | None = None
+        self.decided_rows = 0
+        self._before: deque[tuple[Row, Mapping]] = deque(maxlen=_JUDGED)
+        self._position = self._new_position_chain()
+        self._angle: _PlaceChain | None = None
+        self._skipped: deque[Row] = deque(maxlen=64)
+        self._last_switch = -10
+
+    def _new_position_chain(self) -> _PlaceChain:
+        sigma = self.settings.position_sigma_nm
+        return _PlaceChain(places=Places(sigma=sigma, apart=2.2 * sigma), change_cost=self.cost, stray=0.003, span=0.3)
+
+    def atoms(self, name: str | None, seen: Observation) -> int:
+        """Foreign atoms of a named state; of the reading itself where the name does not say."""
+        count = None if name is None else foreign_atoms(name, self.material.species)
+        return seen.atoms if count is None else count
+
+    @property
+    def likely_name(self) -> str | None:
+        """The most probable name now."""
+        return self._names.best or self.name  # type: ignore[return-value]
+
+    def push(self, row: Row, lattice: HostLattice | None) -> tuple[list[str], list[Change]]:
+        """Add a row; returns the names decided for the next rows in order, and the changes decided."""
+        self.lattice = lattice
+        evidence, floor = name_evidence(row, self.material, lattice, self.settings)
+        self._open[row.number] = row
+        return self._consume(self._names.push(row.number, evidence, floor=floor))
+
+    def outlook(self) -> list[str]:
+        """Names of the rows not decided yet, as they stand now."""
+        return [d.state for d in self._names.outlook()]  # type: ignore[misc]
+
+    def flush(self) -> tuple[list[str], list[Change]]:
+        """Decide everything that is left."""
+        names, changes = self._consume(self._names.flush())
+        return names, changes + self._close_chains()
+
+    def _consume(self, decided: list[Decided]) -> tuple[list[str], list[Change]]:
+        names, changes = [], []
+        for position, item in enumerate(decided):
+            row, name = self._open.pop(item.frame), str(item.state)
+            later = decided[position:] + self._names.outlook()
+            if self.name is not None and name != self.name:
+                changes += self._rename(row, name, later)
+            self.name = name
+            names.append(name)
+            changes += self._locate(row, name)
+            self._before.append((row, item.evidence))
+        self.decided_rows += len(decided)
+        return names, changes
+
+    def _rename(self, row: Row, name: str, later: list[Decided]) -> list[Change]:
+        old = str(self.name)
+        earlier = self._before[-1][0] if self._before else row
+        count_old, count_new = self.atoms(old, earlier.seen), self.atoms(name, row.seen)
+        gains = []
+        for new, lost, rows in ((name, old, [d.evidence for d in later if d.state == name][:_JUDGED]),
+                                (old, name, [e for _, e in self._before])):
+            gains.append(sum(e.get(new, -5.0) - e.get(lost, -5.0) for e in rows))
+        mixed = next((r for r in (earlier, row) if _undecided(r, old, name)), None)
+        kind = "switch" if count_new == count_old else "merge" if count_new > count_old else "split"
+        closing = self._close_chains() if kind != "switch" else []
+        if kind != "switch":
+            self._position, self._angle = self._new_position_chain(), None
+        else:
+            self._last_switch = row.number
+        step = row.yx_nm - earlier.yx_nm
+        change = Change(kind, row, old, name, _sigmoid(min(gains) - self.cost), mixed,
+                        step_nm=(float(step[0]), float(step[1])))
+        return [*closing, change]
+
+    def _locate(self, row: Row, name: str) -> list[Change]:
+        seen = row.seen
+        if seen.atoms != self.atoms(name, seen) or (seen.edge and seen.atoms > 1):
+            self._skipped.append(row)
+            return []
+        stray = float(np.clip(1.0 - seen.score, 0.003, 0.3))
+        if seen.names.get(name, 0.0) < 0.2:
+            stray = max(stray, 0.05)
+        changes = self._hops(self._position.push(row, row.yx_nm, stray))
+        if seen.atoms >= 2 and seen.fold >= 2 and np.isfinite(seen.angle_deg):
+            if self._angle is None:
+                period, sigma = 360.0 / seen.fold, self.settings.angle_sigma_deg
+                self._angle = _PlaceChain(places=Places(sigma=sigma, apart=3 * sigma, period=period),
+                                          change_cost=self.cost, stray=0.001, span=period)
+            if abs(self._angle.places.period - 360.0 / seen.fold) < 1e-6:  # type: ignore[operator]
+                doubt = 0.005 if seen.fold == 2 else 0.001 * np.exp(0.4 * max(seen.deviation_deg - 8.0, 0.0))
+                self._angle.recent.append(row)
+                changes += self._turns(self._angle.push(row, np.array([seen.angle_deg]), float(min(doubt, 0.5))))
+        return changes
+
+    def _skipped_before(self, row: Row) -> Row | None:
+        """The reading just before `row` if it showed another number of foreign atoms than there are."""
+        return next((r for r in self._skipped if r.number == row.number - 1), None)
+
+    def _close_chains(self) -> list[Change]:
+        changes = self._hops(self._position.flush())
+        if self._angle is not None:
+            changes += self._turns(self._angle.flush())
+        return changes
+
+    def _hops(self, moves: list[tuple[Row, int, int, Row | None]]) -> list[Change]:
+        found, chain = [], self._position
+        limit = self.settings.hop_bonds * self.material.bond_nm
+        for row, start, end, mixed in moves:
+            centers = chain.places.centers
+            if end not in centers or start not in centers or chain.settled is None:
+                continue
+            with_switch = abs(row.number - self._last_switch) <= 1
+            step = centers[end] - (centers[start] if with_switch else chain.settled)
+            if np.linalg.norm(step) > limit:
+                mixed = mixed or self._skipped_before(row)
+                found.append(self._hop(row, centers[end] - step, centers[end], mixed))
+                chain.settled = centers[end].copy()
+            elif with_switch:
+                chain.settled = centers[end].copy()
+        return found
+
+    def _hop(self, row: Row, start: NDArray[np.float64], end: NDArray[np.float64], mixed: Row | None) -> Change:
+        step, name = end - start, str(self.name)
+        text = sublattice = ""
+        if self.lattice is not None:
+            ends = self.lattice.fractional(np.stack([start, end]))
+            sites, motif = self.lattice.nearest(ends)
+            off = np.linalg.norm((sites - ends) @ self.lattice.basis_nm, axis=1)
+            if (off < 0.35 * self.material.bond_nm).all():
+                text = lattice_step(sites[1] - sites[0])
+                sublattice = ">".join("AB"[int(m)] for m in motif)
+        sigma = np.sqrt(2.0) * self.settings.position_sigma_nm
+        confidence = _sigmoid(min((float(np.linalg.norm(step)) / sigma) ** 2 / 2, 12.0) - self.cost)
+        return Change("hop", row, name, name, confidence * row.seen.score, mixed,
+                      step_nm=(float(step[0]), float(step[1])), lattice_step=text, sublattice=sublattice)
+
+    def _turns(self, moves: list[tuple[Row, int, int, Row | None]]) -> list[Change]:
+        found, chain = [], self._angle
+        assert chain is not None and chain.places.period is not None
+        period = chain.places.period
+        for row, start, end, mixed in moves:
+            centers = chain.places.centers
+            if end not in centers or start not in centers or chain.settled is None:
+                continue
+            angle = float(chain.places.difference(centers[end], chain.settled)[0])
+            if abs(angle) < self.settings.rotation_deg:
+                continue
+            # Half a period either way is the same rotation: written as the positive one.
+            if angle < -period / 3:
+                angle += period
+            mixed = mixed or self._skipped_before(row)
+            if mixed is None:
+                near = [r for r in chain.recent if row.number - 1 <= r.number <= row.number]
+                bent = [r for r in near if r.seen.deviation_deg > self.settings.mixed_deviation_deg]
+                mixed = max(bent, key=lambda r: r.seen.deviation_deg) if bent else None
+            gain = min((angle / (np.sqrt(2.0) * self.settings.angle_sigma_deg)) ** 2 / 2, 12.0)
+            found.append(Change("rotation", row, str(self.name), str(self.name),
+                                _sigmoid(gain - self.cost) * row.seen.score, mixed, angle_deg=angle))
+            chain.settled = centers[end].copy()
+        return found
+
+
+def _undecided(row: Row, old: str, new: str) -> bool:
+    """Whether a reading belongs to neither of two states clearly."""
+    return row.seen.names.get(old, 0.0) < 0.7 and row.seen.names.get(new, 0.0) < 0.7
+
+
+def lattice_step(step: NDArray[np.float64]) -> str:
+    """A displacement in lattice vectors, rounded to the thirds that honeycomb sites differ by.
+
+    >>> lattice_step(np.array([1 / 3, -2 / 3]))
+    '1/3 -2/3'
+    """
+    words = []
+    for thirds in np.round(3 * np.asarray(step)).astype(int):
+        words.append(str(thirds // 3) if thirds % 3 == 0 else f"{thirds}/3")
+    return " ".join(words)
+
+
+__all__ = ["MOTIF", "Change", "Row", "TrackHistory", "lattice_step", "name_evidence"]
