@@ -1,0 +1,155 @@
+"""The pixels a refinement works on: binned, scaled to order one, padded; and their noise.
+
+Nothing is resampled. Whole groups of pixels are averaged where they are much finer than the probe, which keeps
+every count and costs no precision: box averaging widens a Gaussian of width sigma only by
+sqrt(1 + b^2 / (12 sigma^2)), 1 % at b = sigma / 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Pixels are averaged up to this fraction of the probe's sigma.
+BIN_TO_SIGMA = 0.47
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Working pixels of one frame.
+
+    Parameters
+    ----------
+    image : (H, W) float32
+        Averaged, shifted and scaled intensity, zero in the padding.
+    usable : (H, W) float32
+        Fraction of the raw pixels behind each working pixel that may be used; 0 in the padding.
+    binning, pad : int
+        Raw pixels per working pixel along one axis; margin on each side [working px].
+    scale, offset : float
+        raw intensity = offset + scale * image.
+    step_pm : float
+        Working pixel [pm].
+    """
+
+    image: NDArray[np.float32]
+    usable: NDArray[np.float32]
+    binning: int
+    pad: int
+    scale: float
+    offset: float
+    step_pm: float
+
+    def to_grid(self, raw_px: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Raw pixel coordinate to working pixel coordinate."""
+        return (raw_px - 0.5 * (self.binning - 1)) / self.binning + self.pad
+
+    def to_raw(self, grid_px: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Working pixel coordinate to raw pixel coordinate."""
+        return (grid_px - self.pad) * self.binning + 0.5 * (self.binning - 1)
+
+
+def make_grid(image: NDArray[np.floating], usable: NDArray[np.bool_], *, pixel_size_pm: float, binning: int,
+              pad: int) -> Grid | None:
+    """Average `binning` x `binning` raw pixels and bring the intensity to order one.
+
+    Returns None where no contrast is left to work on.
+    """
+    height, width = (n // binning for n in image.shape)
+    rows, columns = height * binning, width * binning
+    all_good = bool(usable.all())
+    if binning == 1:
+        mean, count = image, usable.astype(np.float32)
+    else:
+        shape = (height, binning, width, binning)
+        ones = np.ones(binning, np.float32)
+        values = image[:rows, :columns] if all_good else np.where(usable, image, 0)[:rows, :columns]
+        # Two passes (rows, then columns by a matrix product) read the large array once.
+        mean = values.reshape(height, binning, columns).sum(1).reshape(height, width, binning) @ ones
+        if all_good:
+            count = np.ones((height, width), np.float32)
+            mean = mean / np.float32(binning**2)
+        else:
+            counts = usable[:rows, :columns].reshape(shape).sum((1, 3)).astype(np.float32)
+            mean = mean / np.maximum(counts, 1)
+            count = counts / np.float32(binning**2)
+    good = mean if all_good else mean[count > 0]
+    if good.size < 16:
+        return None
+    sample = good.ravel()[:: max(1, good.size // 20000)]
+    low, middle, high = np.percentile(sample, (1, 50, 99)).astype(float)
+    scale = high - low
+    if not (np.isfinite(scale) and scale > 1e-6 * max(abs(low), abs(high))):
+        return None
+    padded = np.zeros((height + 2 * pad, width + 2 * pad), np.float32)
+    weight = np.zeros_like(padded)
+    inside = (slice(pad, pad + height), slice(pad, pad + width))
+    padded[inside] = (mean - np.float32(middle)) * np.float32(1 / scale)
+    weight[inside] = count
+    if not all_good:
+        padded *= weight > 0
+    return Grid(padded, weight, binning, pad, scale, middle, pixel_size_pm * binning)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Variance of a working pixel: max(intercept + gain * mean, least).
+
+    Counting noise behind a linear detector is a straight line in the mean whatever its gain and offset are, and
+    readout noise only adds to the intercept.
+    """
+
+    gain: float
+    intercept: float
+    least: float
+
+    def variance(self, mean: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Variance at expected value `mean`."""
+        return np.maximum(np.float32(self.intercept) + np.float32(self.gain) * mean, np.float32(self.least))
+
+
+def _box3(image: NDArray[np.float32], side: float, centre: float) -> NDArray[np.float32]:
+    """Separable 3 x 3 filter (side, centre, side) of the inner pixels: (H - 2, W - 2)."""
+    rows = np.float32(side) * (image[:-2] + image[2:]) + np.float32(centre) * image[1:-1]
+    return np.float32(side) * (rows[:, :-2] + rows[:, 2:]) + np.float32(centre) * rows[:, 1:-1]
+
+
+def estimate_noise(residual: NDArray[np.float32], mean: NDArray[np.float32], usable: NDArray[np.float32], *,
+                   previous: Noise | None = None) -> Noise:
+    """Noise line from the finest structure of the image.
+
+    The filter (1, -2, 1) x (1, -2, 1) / 6 has unit noise gain and is blind to anything as smooth as the probe, so
+    neither the atoms nor the parameters fitted to them bias the estimate (Immerkaer, 1996).
+    """
+    fine = _box3(residual, 1.0, -2.0)
+    full = usable >= np.float32(0.999)
+    rows = full[:-2] & full[1:-1] & full[2:]
+    inner = rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]
+    squares = (fine[inner] ** 2).astype(np.float64) / 36
+    level = _box3(mean, 1 / 6, 4 / 6)[inner].astype(np.float64)
+    if len(squares) < 50:
+        variance = float(np.mean(residual[usable > 0] ** 2)) if (usable > 0).any() else 1.0
+        return Noise(0.0, max(variance, 1e-12), max(variance, 1e-12))
+    top = float(np.partition(level, int(0.995 * len(level)))[int(0.995 * len(level))])
+    centre, spread = float(level.mean()), float(level.std()) + 1e-12
+    gain, at_centre = 0.0, float(squares.mean())
+    if previous is not None:
+        gain, at_centre = previous.gain, previous.intercept + previous.gain * centre
+    u = level - centre
+    for turn in range(3):
+        variance = np.maximum(at_centre + gain * u, 0.02 * at_centre)
+        # A few counts per pixel are skewed: the clip must leave single electrons alone and stop hot pixels.
+        cap = 40 * variance + 40 * gain * gain
+        clipped = np.minimum(squares, cap) if turn or previous is not None else squares
+        weight = 1 / variance**2
+        s0, s1, s2 = weight.sum(), (weight * u).sum(), (weight * u * u).sum()
+        t0, t1 = (weight * clipped).sum(), (weight * clipped * u).sum()
+        det = s0 * s2 - s1 * s1
+        if det > 1e-9 * s0 * s0 * spread**2:
+            gain = max((s0 * t1 - s1 * t0) / det, 0.0)
+        at_centre = max((t0 - gain * s1) / s0, 1e-14)
+    intercept = at_centre - gain * centre
+    least = max(0.01 * (intercept + gain * top), 0.01 * at_centre, 1e-14)
+    return Noise(gain, intercept, least)
