@@ -12,7 +12,7 @@ from ..errors import StemdlError
 from .fit import REACH, Fit, Prior, State, first_state, height_prior
 from .grid import BIN_TO_SIGMA, Grid, Noise, estimate_noise, make_grid
 from .joint import Clusters, Pairs, covariance
-from .model import Array, Background, Image, Shape, round_shape
+from .model import Array, Background
 
 #: Widths of the probe that are tried where none is given [pm]: 60 kV corrected to 200 kV uncorrected instruments.
 _TRIAL_SIGMA_PM = (30.0, 38.0, 48.0, 60.0, 76.0, 96.0)
@@ -150,13 +150,13 @@ def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, 
         prepared = _prepare(image, usable, y0, x0, pixel_pm, guess, trials=sigma_probe_nm is None)
         if prepared is None:
             return _unrefined(y0, x0, prior_sigma_pm)
-        fit, state = prepared
+        fit, state, weight = prepared
         found = state.shape.sigma * fit.grid.step_pm
         if fit.grid.binning == 1 or found > 0.75 * guess:
             break
         # A probe much sharper than expected: average fewer pixels.
         guess = found
-    return _refine(fit, state, labels, prior_sigma_pm, longest_step_pm)
+    return _refine(fit, state, weight, labels, prior_sigma_pm, longest_step_pm)
 
 
 def _check(image: NDArray[np.floating], y: Array, x: Array, pixel_size_nm: float, groups: ArrayLike | None,
@@ -185,7 +185,7 @@ def _unrefined(y: Array, x: Array, prior_sigma_pm: float) -> Refined:
 
 
 def _prepare(image: NDArray[np.floating], usable: NDArray[np.bool_], y_px: Array, x_px: Array, pixel_pm: float,
-             sigma_pm: float, *, trials: bool) -> tuple[Fit, State] | None:
+             sigma_pm: float, *, trials: bool) -> tuple[Fit, State, Image] | None:
     """Working pixels, and a state with the noise, a first probe, heights and background."""
     binning = max(1, min(int(BIN_TO_SIGMA * sigma_pm / pixel_pm), min(image.shape) // 8))
     widths = np.array(_TRIAL_SIGMA_PM if trials else [0.8 * sigma_pm, sigma_pm, 1.25 * sigma_pm])
@@ -203,6 +203,7 @@ def _prepare(image: NDArray[np.floating], usable: NDArray[np.bool_], y_px: Array
     background = Background(grid.image.shape, grid.pad, _NODE_SPACING_PM / grid.step_pm)
     # One weight for all trials, from the image itself, so that their misfits compare.
     weight = grid.usable / noise.variance(smooth)
+    weight = np.minimum(weight, 4 * weight[grid.usable > 0].mean())
     best: tuple[float, State] | None = None
     for width in widths:
         fit = Fit(grid, background, int(np.ceil(REACH * width)))
@@ -214,8 +215,8 @@ def _prepare(image: NDArray[np.floating], usable: NDArray[np.bool_], y_px: Array
     start = state.shape
     for _ in range(2):
         fit = Fit(grid, background, min(int(np.ceil(REACH * state.shape.sigma)), margin - 2))
-        state = fit.probe_step(state, start=start)
-    return fit, state
+        state = fit.probe_step(state, start=start, weight=weight)
+    return fit, state, weight
 
 
 def _without_spikes(grid: Grid, noise: Noise) -> Grid:
@@ -229,7 +230,7 @@ def _without_spikes(grid: Grid, noise: Noise) -> Grid:
     return replace(grid, usable=grid.usable * ~spike, image=np.where(spike, ring, image))
 
 
-def _refine(fit: Fit, state: State, labels: NDArray[np.intp], prior_sigma_pm: float,
+def _refine(fit: Fit, state: State, first_weight: Image, labels: NDArray[np.intp], prior_sigma_pm: float,
             longest_step_pm: float) -> Refined:
     """Columns, noise and probe in turn, then the covariance."""
     grid = fit.grid
@@ -238,14 +239,15 @@ def _refine(fit: Fit, state: State, labels: NDArray[np.intp], prior_sigma_pm: fl
     n = len(start)
     precision = np.zeros((n, 3))
     precision[:, 1:] = (step_pm / prior_sigma_pm) ** 2
-    precision[:, 0] = 1e-4 / np.median(state.height) ** 2
+    precision[:, 0] = 1 / (0.5 * state.height) ** 2
     prior = Prior(start, precision)
     pairs = Pairs.within(state.y, state.x, 4.3 * state.shape.sigma)
     clusters = Clusters.nearest(state.y, state.x, pairs)
     longest = 30.0 / step_pm
     first_shape = state.shape
     for turn in range(3):
-        state, normal, mean = fit.column_step(state, prior, longest=longest, normal=None, pairs=pairs)
+        state, normal, mean = fit.column_step(state, prior, longest=longest, normal=None, pairs=pairs,
+                                              weight=first_weight if turn == 0 else None)
         cov = covariance(normal, prior.precision, clusters)
         centre, weight = height_prior(state.height, cov[:, 0, 0], labels)
         own_mean, own_precision = prior.mean.copy(), prior.precision.copy()

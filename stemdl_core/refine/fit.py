@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .grid import Grid, Noise, estimate_noise
+from .grid import Grid, Noise
 from .joint import Normal, Pairs, assemble, solve
 from .model import Array, Background, Image, Patches, Shape, draw, round_shape, widen
 
@@ -115,7 +115,7 @@ class Fit:
         solution = scale * np.linalg.lstsq(matrix * np.outer(scale, scale), right * scale, rcond=1e-9)[0]
         return solution, (chi2 - float(solution @ right)) / max(float((weight > 0).sum()), 1.0)
 
-    def probe_step(self, state: State, *, start: Shape) -> State:
+    def probe_step(self, state: State, *, start: Shape, weight: Image | None = None) -> State:
         """Gauss-Newton step of the probe, the common height and the background; columns stay where they are."""
         shape = state.shape
         core, tail = draw(self.patches(state), state.height, shape, self.size)
@@ -123,8 +123,8 @@ class Fit:
             tail = widen(core, shape)
         f = np.float32(shape.fraction)
         columns = core + f * (tail - core)
-        surface = self.background.image(state.nodes)
-        weight = self.weight(state.noise, columns + surface)
+        if weight is None:
+            weight = self.weight(state.noise, columns + self.background.image(state.nodes))
         images = self._probe_slopes(shape, core, tail)
         now = np.array([shape.cyy, shape.cyx, shape.cxx, shape.fraction, shape.spread])
         # Probes are nearly round and their tails alike; the image overrules both where it can.
@@ -138,7 +138,7 @@ class Fit:
         limit = np.array([0.35 * s2, 0.2 * s2, 0.35 * s2, 0.1, 0.35 * shape.spread])
         new = now + np.clip(step[1:6], -limit, limit)
         new[3] = np.clip(new[3], 0.0, 0.6)
-        new[4] = np.clip(new[4], 1.2 * s2, 12 * s2)
+        new[4] = np.clip(new[4], 2.0 * s2, 7.0 * s2)
         new[1] = np.clip(new[1], -0.4 * s2, 0.4 * s2)
         scale = float(np.clip(1 + step[0], 0.5, 2.0))
         return replace(state, shape=Shape(*map(float, new)), height=scale * state.height, nodes=step[6:])
@@ -165,7 +165,7 @@ class Fit:
         return slopes
 
     def column_step(self, state: State, prior: Prior, *, longest: float, normal: Normal | None, pairs: Pairs,
-                    keep: bool = False) -> tuple[State, Normal, Image]:
+                    weight: Image | None = None, keep: bool = False) -> tuple[State, Normal, Image]:
         """Gauss-Newton step of every column's height and position with the background, all coupled.
 
         The gradient is exact in every step; the matrix may be the one of the step before, since it only
@@ -174,7 +174,8 @@ class Fit:
         patches = self.patches(state)
         columns = self.columns(state, patches)
         mean = columns + self.background.image(state.nodes)
-        weight = self.weight(state.noise, mean)
+        if weight is None:
+            weight = self.weight(state.noise, mean)
         slopes = patches.jacobian()
         heights = np.maximum(state.height, 1e-3 * np.median(np.abs(state.height)))
         slopes[1:] *= heights.astype(np.float32)[:, None]
@@ -192,7 +193,8 @@ class Fit:
         step, surface = solve(normal, prior.precision, gradient, nodes)
         length = np.hypot(step[:, 1], step[:, 2])
         step[:, 1:] *= np.minimum(1, longest / np.maximum(length, 1e-12))[:, None]
-        height = np.maximum(state.height + step[:, 0], 0.02 * np.median(heights))
+        least = np.maximum(0.4 * heights, 0.02 * np.median(heights))
+        height = np.clip(state.height + step[:, 0], least, 2.5 * heights)
         return (replace(state, y=state.y + step[:, 1], x=state.x + step[:, 2], height=height,
                         nodes=state.nodes + surface), normal, mean)
 
