@@ -91,7 +91,10 @@ def _log_blobs(probability: NDArray[np.float32], radius: float,
     # A disc of radius r answers most strongly at sigma = r / sqrt(2); discs are a few pixels wide, so never less
     # than one pixel.
     sigma = max(radius / np.sqrt(2.0), 1.0)
-    response = -gaussian_laplace(probability, sigma, mode="constant", truncate=3.5) / _disc_response(radius, sigma)
+    response = -gaussian_laplace(probability, sigma, mode="constant", truncate=3.5).astype(np.float64)
+    response /= _disc_response(radius, sigma)
+    # Two equal neighbours (a blob centred between pixels) are one maximum: an imperceptible slope decides.
+    response += 1e-9 * np.arange(response.size).reshape(response.shape)
     reach = 2 * max(int(np.floor(1.2 * radius)), 1) + 1
     top = (response == maximum_filter(response, reach, mode="constant")) & (response > threshold)
     rows, columns = np.nonzero(top)

@@ -28,6 +28,9 @@ from .structures import Specimen, TrueDefect
 HIDDEN_EXCESS, HIDDEN_SPECKLE, VISIBLE_BELOW = 1.0, 0.35, 0.6
 #: Distance from the nearest atom beyond which a place counts as vacuum [nm]: a hexavacancy's centre is nearer.
 VACUUM_NM = 0.46
+#: Foreign atoms this much brighter than the host are of the network's class 'dopant', whatever n and gain; nitrogen
+#: and oxygen in graphene are below it and count as lattice, to be told by their measured intensity.
+DOPANT_CONTRAST = 1.8
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,8 @@ class SimulatedFrame:
         Their centres in apparent pixels.
     conditions : Conditions
         How the frame was taken.
+    material : str
+        The host.
     """
 
     frame: Frame
@@ -190,11 +195,12 @@ class SimulatedFrame:
     defects: tuple[TrueDefect, ...]
     centers_px: NDArray[np.float64]
     conditions: Conditions
+    material: str = "graphene"
 
     def truth(self) -> dict[str, object]:
         """The truth as plain data, for JSON."""
         return {
-            "schema": 1,
+            "schema": 1, "material": self.material,
             "pixel_size_nm": self.conditions.pixel_nm,
             "conditions": asdict(self.conditions),
             "sites": [{"y_px": float(y), "x_px": float(x), "species": str(s), "visible": bool(v)} for y, x, s, v in
@@ -237,14 +243,13 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
     centers = warp(np.array([d.center_nm for d in specimen.defects], dtype=np.float64).reshape(-1, 2))
     yx = yx + rng.normal(0, c.thermal_nm, yx.shape) if c.thermal_nm > 0 else yx
     columns, members = _columns(yx, numbers, symbols)
-    host_z = max(material.atomic_number(s) for s in material.species)
-    foreign = (numbers > host_z) & ~np.isin(symbols, material.species)
-    atom_intensity = column_intensity(numbers, c.exponent) * np.where(foreign, c.dopant_gain, 1.0)
+    atom_intensity = column_intensity(numbers, c.exponent)
+    host_intensity = max(column_intensity([material.atomic_number(s) for s in material.species], c.exponent))
+    heavy = (atom_intensity > DOPANT_CONTRAST * host_intensity) & ~np.isin(symbols, material.species)
+    atom_intensity = np.where(heavy, np.maximum(atom_intensity * c.dopant_gain, DOPANT_CONTRAST * host_intensity),
+                              atom_intensity)
     reference = _reference_intensity(material.name, c.exponent)
     atom_intensity = atom_intensity / reference
-    if material.kind == "honeycomb":
-        # Whatever n and gain: heavier dopants stay distinguishable from the host (1.8 times and more).
-        atom_intensity = np.where(foreign, np.maximum(atom_intensity, 1.8), atom_intensity)
     area = np.sqrt(3.0) / 2.0 * material.lattice_nm**2
     per_cell = 2.0 if material.kind == "honeycomb" else float(sum(_cell_intensity(material.name, c.exponent)) / reference)
     host_density = per_cell / area
@@ -317,7 +322,7 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
     vacancies_px = disturbed.apparent_px(vacancies, c.probe.sigma_nm)
     inside_v = ((vacancies_px > -0.5) & (vacancies_px < np.asarray(shape) - 0.5)).all(axis=1)
     frame = Frame(image, PixelSize(c.pixel_nm, "metadata", c.pixel_nm), source="simulation")
-    return SimulatedFrame(frame, sites, visible, hidden, vacancies_px[inside_v], defects, centers_px, c)
+    return SimulatedFrame(frame, sites, visible, hidden, vacancies_px[inside_v], defects, centers_px, c, material.name)
 
 
 def _warp(c: Conditions, fov_nm: tuple[float, float], rng: np.random.Generator):
@@ -441,7 +446,7 @@ def training_pair(simulated: SimulatedFrame, *, classes: tuple[str, ...], model_
     number = {name: k for k, name in enumerate(classes)}
     sites = simulated.sites
     # The network tells dopants by brightness alone: light foreign atoms count as lattice.
-    foreign = ~np.isin(sites.species, host) & (sites.intensity > 1.7)
+    foreign = ~np.isin(sites.species, host) & (sites.intensity > 0.97 * DOPANT_CONTRAST)
     labels = np.where(foreign & ("dopant" in number), number.get("dopant", 1), 1)
     positions = to_model_px(sites.yx_px, image.shape, small)
     radius = np.full(len(sites), radius_nm / model_pixel_nm)

@@ -1,0 +1,202 @@
+"""The whole way from a frame to named defects: composition only, every step is in its own module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .analysis import FrameAnalysis
+from .calibration import PixelSize
+from .defects import find_defects
+from .errors import ModelError
+from .frames import Frame
+from .graph import build_graph
+from .infer import probability_maps
+from .lattice import check_scale
+from .materials import Material, element, get_material
+from .peaks import Peaks, find_peaks, in_mask, masked_area, near_border, scores
+from .preprocess import from_model_px, mend, model_shape, resample, standardise
+from .refine import Refined, refine_sites
+from .sites import Sites
+from .weights import Model
+
+#: A foreign atom heavier than the host is at least this much brighter than the median host column; the network's
+#: class and the measured intensity have to agree on it (unless the intensity is too uncertain to object).
+DOPANT_CONTRAST = 1.45
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Sites of a frame before any chemistry, with what led to them (for evaluation and explanation).
+
+    Attributes
+    ----------
+    pixel_size : PixelSize
+        The pixel size after the check against the lattice.
+    sites : Sites
+        Columns found.
+    vacancies_px : (K, 2) float64
+        Where the network says that an atom is missing, on the image [px].
+    mask : (h, w) bool
+        What was not analysed, on the model's grid.
+    maps : (C, h, w) float32
+        Class probabilities.
+    warnings : tuple of str
+    refined : Refined or None
+    """
+
+    pixel_size: PixelSize
+    sites: Sites
+    vacancies_px: NDArray[np.float64]
+    mask: NDArray[np.bool_]
+    maps: NDArray[np.float32]
+    warnings: tuple[str, ...]
+    refined: Refined | None
+
+
+def choose_material(model: Model, material: str | Material | None) -> Material:
+    """The host material: the model's default, or one the caller names among those the model was trained for."""
+    if material is None:
+        return model.card.material
+    chosen = material if isinstance(material, Material) else get_material(material)
+    known = get_material(model.card.materials[0]).kind
+    if chosen.kind != known:
+        raise ModelError(f"model {model.name!r} was trained for {', '.join(model.card.materials)}, not for {chosen.name}")
+    return chosen
+
+
+def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> Detection:
+    """Find the atom columns of a frame.
+
+    Parameters
+    ----------
+    frame : Frame
+        The image and its nominal pixel size, if known.
+    model : Model
+        Network and card.
+    material : Material
+        The host.
+    dopant : str
+        Element of the bright foreign class.
+
+    Raises
+    ------
+    CalibrationError
+        If the pixel size is not known and no lattice supplies it, or the two contradict each other.
+    """
+    card = model.card
+    mended = mend(frame.image)
+    pixel_size, fit, warnings = check_scale(mended.image, material, frame.pixel_size)
+    shape = frame.shape
+    small = model_shape(shape, pixel_size.nm, card.pixel_size_nm)
+    maps = probability_maps(model, standardise(resample(mended.image, small)))
+    mask = masked_area(card, maps)
+    peaks = find_peaks(card, maps)
+    keep = ~in_mask(mask, peaks.yx_px)
+    start = from_model_px(peaks.yx_px[keep], shape, small)
+    inside = ((start >= -0.5) & (start <= np.asarray(shape) - 0.5)).all(axis=1)
+    keep[np.flatnonzero(keep)[~inside]] = False
+    start = start[inside]
+    dopant_class = peaks.dopant[keep]
+    usable = mended.valid & ~_enlarge(mask, shape) if mask.any() else mended.valid
+    refined = None
+    if len(start):
+        refined = refine_sites(mended.image, start[:, 0], start[:, 1], pixel_size_nm=pixel_size.nm,
+                               groups=dopant_class.astype(int), valid=usable)
+    sites = _make_sites(card.score_knots, peaks, keep, refined, material, dopant)
+    border = 1e-3 * material.longest_bond_pm(material.species[0], material.species[-1]) / pixel_size.nm
+    factor = small[0] / shape[0]
+    edge = near_border(sites.yx_px, shape, border, mask, factor)
+    sites = sites.replace(edge=edge)
+    holes = peaks.vacancies_px[~in_mask(mask, peaks.vacancies_px)]
+    return Detection(pixel_size, sites, from_model_px(holes, shape, small), mask, maps, warnings, refined)
+
+
+def _enlarge(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """The mask of the model's grid on the pixels of the image."""
+    rows = ((np.arange(shape[0]) + 0.5) * mask.shape[0] / shape[0]).astype(int)
+    columns = ((np.arange(shape[1]) + 0.5) * mask.shape[1] / shape[1]).astype(int)
+    return mask[np.ix_(rows, columns)]
+
+
+def _make_sites(knots: tuple[tuple[float, ...], tuple[float, ...]], peaks: Peaks, keep: NDArray[np.bool_],
+                refined: Refined | None, material: Material, dopant: str) -> Sites:
+    """Sites from blobs and their refinement; species from the network's class, checked by intensity."""
+    if refined is None or not keep.any():
+        return Sites.empty()
+    is_dopant = peaks.dopant[keep].copy()
+    amplitude, sigma = refined.amplitude, refined.amplitude_sigma
+    host = amplitude[~is_dopant & refined.converged]
+    unit = float(np.median(host)) if len(host) else float(np.median(amplitude))
+    intensity, intensity_sigma = amplitude / unit, sigma / abs(unit)
+    if dopant:
+        certain = refined.converged & (intensity_sigma < 0.3)
+        is_dopant &= ~(certain & (intensity + 2 * intensity_sigma < DOPANT_CONTRAST))
+        # So bright that no host column can be: the network missed the class, not the atom.
+        is_dopant |= certain & (intensity - 4 * intensity_sigma > 2.0)
+    species = np.where(is_dopant & bool(dopant), dopant, material.species[0])
+    response = peaks.response[keep]
+    return Sites.from_columns(y_px=refined.y_px, x_px=refined.x_px, species=species,
+                              score=np.interp(response, *knots), sigma_pm=refined.sigma_pm,
+                              intensity=intensity, intensity_sigma=intensity_sigma)
+
+
+def analyze_frame(frame: Frame, model: Model, *, dopant: str | None = None,
+                  material: str | Material | None = None) -> FrameAnalysis:
+    """Find and name everything in one frame.
+
+    Parameters
+    ----------
+    frame : Frame
+        The image; its pixel size is checked against the lattice, or taken from it.
+    model : Model
+        Network and card, see `load_model`.
+    dopant : str, optional
+        Element of the bright foreign class; the model card's by default. Contrast alone does not tell neighbours
+        in the periodic table apart.
+    material : str or Material, optional
+        Host material; the model's first by default.
+
+    Returns
+    -------
+    FrameAnalysis
+
+    Raises
+    ------
+    StemdlError
+        Unknown element or material, or a pixel size that is neither given nor to be had from the lattice.
+    """
+    host = choose_material(model, material)
+    foreign = model.card.dopant if dopant is None else dopant
+    if foreign:
+        element(foreign)
+    found = detect(frame, model, material=host, dopant=foreign)
+    graph = build_graph(found.sites, material=host, pixel_size=found.pixel_size, shape=frame.shape, mask=found.mask)
+    defects = find_defects(graph)
+    fraction = float(found.mask.mean())
+    warnings = list(found.warnings)
+    if fraction >= 0.005:
+        warnings.append(f"{100 * fraction:.0f} % of the image shows no lattice (contamination or vacuum) and was "
+                        "not analysed")
+    return FrameAnalysis(model=model.name, material=host.name, shape=frame.shape, pixel_size=found.pixel_size,
+                         sites=graph.sites, bonds=graph.bonds, defects=defects, rings=graph.rings,
+                         frame=frame.index, time_s=frame.time_s, masked_fraction=fraction, mask=found.mask,
+                         warnings=tuple(warnings))
+
+
+def analyze_sequence(sequence: Iterable[Frame], model: Model, *, dopant: str | None = None,
+                     material: str | Material | None = None) -> Iterator[FrameAnalysis]:
+    """Analyse the frames of a sequence one at a time.
+
+    Each frame's result depends on that frame alone and equals that of `analyze_frame`.
+
+    Yields
+    ------
+    FrameAnalysis
+        In the order of the frames.
+    """
+    for frame in sequence:
+        yield analyze_frame(frame, model, dopant=dopant, material=material)

@@ -1,0 +1,162 @@
+"""Thresholds and calibrated scores of a trained model, measured on simulated frames that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+from .evaluate import SiteCounts, compare_sites
+from .frames import Frame
+from .infer import probability_maps
+from .materials import get_material
+from .peaks import find_peaks, in_mask, masked_area
+from .preprocess import from_model_px, mend, model_shape, resample, standardise
+from .simulate.dataset import Ranges, SimulatedFrame, draw_conditions, simulate_frame
+from .simulate.structures import random_specimen
+from .weights import Model, ModelCard, load_model, read_card, write_card
+
+#: Sides of the test images [px].
+SIDES = (128, 192, 256, 384, 512, 768, 1024)
+#: A site is right within this distance of a true one [nm].
+TOLERANCE_NM = 0.050
+#: Lowest response that is looked at when thresholds are chosen.
+LOWEST_RESPONSE = 0.10
+
+
+def test_frames(materials: Sequence[str], count: int, *, seed: int, dose_e_per_atom: tuple[float, float] = (20.0, 1000.0),
+                nuisance: float = 0.5, fov_nm: tuple[float, float] = (2.0, 6.0), ranges: Ranges | None = None,
+                **specimen: object) -> Iterator[SimulatedFrame]:
+    """Simulated frames over the field sizes, pixel counts and doses of practice.
+
+    Parameters
+    ----------
+    materials : sequence of str
+        Hosts, drawn with equal probability.
+    count : int
+        Number of frames.
+    seed : int
+        Frame k depends on (seed, k) alone.
+    dose_e_per_atom : (float, float)
+        Log-uniform range of the dose.
+    nuisance : float
+        Probability of each disturbance.
+    fov_nm : (float, float)
+        Range of the field of view.
+    ranges : Ranges, optional
+        Other imaging conditions.
+    **specimen
+        Passed on to `random_specimen` (``kinds``, ``density_per_nm2``, ...).
+    """
+    base = replace(ranges or Ranges(), dose_e_per_atom=dose_e_per_atom, nuisance=nuisance)
+    for k in range(count):
+        rng = np.random.default_rng([seed, k])
+        material = materials[int(rng.integers(len(materials)))]
+        fov = rng.uniform(*fov_nm)
+        possible = [n for n in SIDES if 0.004 <= fov / n <= 0.030] or [SIDES[2]]
+        side = int(rng.choice(possible))
+        conditions = replace(draw_conditions(rng, base), pixel_nm=fov / side)
+        specimen_ = random_specimen(material, fov, rng, **specimen)  # type: ignore[arg-type]
+        yield simulate_frame(specimen_, conditions, rng, shape=(side, side))
+
+
+def network_positions(model: Model, frame: Frame, pixel_nm: float, *,
+                      lowest: float = LOWEST_RESPONSE) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Positions (N, 2) [px] and responses (N,) from the network alone, at a known pixel size."""
+    card = replace(model.card, thresholds={**model.card.thresholds, "site": lowest})
+    image = mend(frame.image).image
+    small = model_shape(frame.shape, pixel_nm, card.pixel_size_nm)
+    maps = probability_maps(model, standardise(resample(image, small)))
+    peaks = find_peaks(card, maps)
+    keep = ~in_mask(masked_area(card, maps), peaks.yx_px)
+    return from_model_px(peaks.yx_px[keep], frame.shape, small), peaks.response[keep]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What `tune` found.
+
+    Attributes
+    ----------
+    threshold : float
+        Response with the best F1.
+    knots : ((float, ...), (float, ...))
+        Response and probability of being true.
+    counts : SiteCounts
+        At the threshold, over all frames.
+    """
+
+    threshold: float
+    knots: tuple[tuple[float, ...], tuple[float, ...]]
+    counts: SiteCounts
+
+
+def tune(model: Model, frames: Sequence[SimulatedFrame] | Iterator[SimulatedFrame], *,
+         progress: Callable[[int], None] | None = None) -> Tuning:
+    """Choose the threshold on the response and calibrate scores.
+
+    Parameters
+    ----------
+    model : Model
+        Its thresholds are not used.
+    frames : sequence of SimulatedFrame
+        Must not have been trained on.
+    progress : callable, optional
+        Called with the number of frames done.
+    """
+    responses, truths, weights_missed = [], [], 0
+    for k, simulated in enumerate(frames):
+        found, response = network_positions(model, simulated.frame, simulated.conditions.pixel_nm)
+        bond_px = get_material(model.card.materials[0]).bond_nm / simulated.conditions.pixel_nm
+        result = compare_sites(found, simulated.sites.yx_px, counted=simulated.visible,
+                               undefined=simulated.hidden == 2, border_px=0.5 * bond_px,
+                               within_px=TOLERANCE_NM / simulated.conditions.pixel_nm)
+        responses += [response[result.pairs[:, 0]], response[result.false]]
+        truths += [np.ones(len(result.pairs)), np.zeros(len(result.false))]
+        weights_missed += len(result.missed)
+        if progress:
+            progress(k + 1)
+    response, truth = np.concatenate(responses), np.concatenate(truths)
+    order = np.argsort(-response)
+    hits = np.cumsum(truth[order])
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + truth.sum() + weights_missed)
+    best = int(np.argmax(f1))
+    threshold = float(np.clip(response[order[best]], LOWEST_RESPONSE, 0.8))
+    kept = int((response >= threshold).sum())
+    counts = SiteCounts(int(hits[kept - 1]), kept - int(hits[kept - 1]),
+                        int(truth.sum() + weights_missed - hits[kept - 1]))
+    return Tuning(threshold, _knots(response, truth), counts)
+
+
+def _knots(response: NDArray[np.float64], truth: NDArray[np.float64],
+           number: int = 24) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Monotonic curve from response to probability: means of equally filled bins, made monotonic."""
+    order = np.argsort(response)
+    # Most sites answer strongly and are true: half of the bins share the weakest tenth, where it matters.
+    cut = [*np.linspace(0, 0.1, number // 2, endpoint=False), *np.linspace(0.1, 1, number // 2 + 1)]
+    edges = np.unique((np.array(cut) * len(order)).astype(int))
+    x = np.array([response[order[a:b]].mean() for a, b in zip(edges[:-1], edges[1:])])
+    y = np.array([truth[order[a:b]].mean() for a, b in zip(edges[:-1], edges[1:])])
+    smooth = isotonic_regression(y, weights=np.diff(edges).astype(float)).x
+    return tuple(round(float(v), 5) for v in x), tuple(round(float(v), 5) for v in smooth)
+
+
+def finish_model(folder: Path, *, count: int = 160, seed: int = 99, device: str = "cpu",
+                 progress: Callable[[int], None] | None = None) -> ModelCard:
+    """Tune the trained model in a folder and write the result into its card."""
+    model = load_model(folder, device=device)
+    ranges = Ranges(nuisance=0.5)
+    coarse = model.card.pixel_size_nm > 0.022
+    result = tune(model, test_frames(model.card.materials, count, seed=seed, dose_e_per_atom=(15.0, 1000.0), ranges=ranges,
+                                     fov_nm=(3.0, 8.0) if coarse else (2.0, 6.0)), progress=progress)
+    card = read_card(folder)
+    card = replace(card, thresholds={**card.thresholds, "site": round(result.threshold, 3)}, score_knots=result.knots,
+                   scores={**card.scores, "tuning": {"frames": count, "seed": seed, "f1": round(result.counts.f1, 5),
+                                                     "precision": round(result.counts.precision, 5),
+                                                     "recall": round(result.counts.recall, 5)}})
+    write_card(folder, card)
+    return card
