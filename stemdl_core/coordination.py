@@ -1,0 +1,119 @@
+"""How many bonds a dopant has, as probabilities from measured lengths and their uncertainty.
+
+Every host atom with a bond to spare near a dopant is bonded or not. Bonded ones lie within a known range of projected
+lengths, those left alone at the distance that the hole dictates; the measured length, with its uncertainty, weighs
+the two. All readings of a cluster are then enumerated, so that a name carries its probability and its rivals.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from .graph import DEFAULT_SIGMA_PM, DOPANT_HOST_LIMIT, DOPANT_PAIR_LIMIT, AtomGraph
+from .materials import bond_length_pm
+
+#: Widths (standard deviation) of the lengths of bonds and of contacts that are none, over the sum of covalent radii:
+#: Si-C bonds spread from 150 to 200 pm, contacts from 235 pm up; the readings balance at the graph's limits.
+_BONDED_WIDTH, _APART_WIDTH = 0.085, 0.085
+_BONDED_REACH = 0.17
+#: More ambiguous contacts than this are not enumerated: the most certain ones are taken as they are.
+_MOST_AMBIGUOUS = 7
+
+
+@dataclass(frozen=True)
+class Contact:
+    """A possible bond of a dopant: sites, length [pm], probability of being a bond."""
+
+    dopant: int
+    other: int
+    length_pm: float
+    sigma_pm: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a cluster: its bonds (dopant, other) and its probability."""
+
+    bonds: frozenset[tuple[int, int]]
+    probability: float
+
+
+def position_sigma(graph: AtomGraph, site: int) -> float:
+    """Position uncertainty along one axis [pm], the default where none was measured."""
+    sigma = float(graph.sites.sigma_pm[site])
+    return sigma if np.isfinite(sigma) else DEFAULT_SIGMA_PM
+
+
+def contacts(graph: AtomGraph, dopants: Iterable[int], tree: cKDTree) -> list[Contact]:
+    """Possible bonds of the dopants: what the graph bonds, and host atoms nearby with a bond to spare."""
+    members = sorted(dopants)
+    found: dict[tuple[int, int], Contact] = {}
+    for i in members:
+        bonded = set(graph.neighbours[i])
+        for j in tree.query_ball_point(graph.yx_nm[i], 0.29 * graph.scale):
+            if j == i or (graph.foreign[j] and (j not in members or j < i)):
+                continue
+            host = not graph.foreign[j]
+            if j not in bonded and (graph.degree[j] >= 3 if host else True) and not _close_pair(graph, i, j):
+                continue
+            found[i, j] = _contact(graph, i, j, j in bonded)
+    return list(found.values())
+
+
+def _close_pair(graph: AtomGraph, i: int, j: int) -> bool:
+    """Two dopants that are near each other and were not ruled out by one between them."""
+    if not graph.foreign[j]:
+        return False
+    return not any(k in graph.neighbours[j] and graph.foreign[k] for k in graph.neighbours[i])
+
+
+def _contact(graph: AtomGraph, i: int, j: int, bonded: bool) -> Contact:
+    pair = bond_length_pm(str(graph.sites.species[i]), str(graph.sites.species[j])) * graph.scale
+    limit = DOPANT_PAIR_LIMIT if graph.foreign[j] else DOPANT_HOST_LIMIT
+    length = 1e3 * float(np.hypot(*(graph.yx_nm[i] - graph.yx_nm[j])))
+    sigma = math.hypot(position_sigma(graph, i), position_sigma(graph, j))
+    ratio, blur = length / pair, sigma / pair
+    # One-sided: shorter than the usual bond is no less a bond, farther than the usual contact no less apart.
+    longer = max(0.0, ratio - (limit - _BONDED_REACH)) / math.hypot(_BONDED_WIDTH, blur)
+    shorter = max(0.0, (limit + _BONDED_REACH) - ratio) / math.hypot(_APART_WIDTH, blur)
+    odds = 0.5 * (shorter**2 - longer**2)
+    probability = 1.0 / (1.0 + math.exp(-min(max(odds, -30.0), 30.0)))
+    if not bonded and ratio < limit:
+        # Ruled out by valence, angle or another atom rather than by its length.
+        probability = min(probability, 0.1)
+    return Contact(i, j, length, sigma, probability)
+
+
+def readings(items: list[Contact]) -> list[Reading]:
+    """All ways to read a list of contacts, most probable first."""
+    doubt = sorted(items, key=lambda c: -min(c.probability, 1.0 - c.probability))
+    open_ones = [c for c in doubt[:_MOST_AMBIGUOUS] if 0.01 < c.probability < 0.99]
+    fixed = [c for c in items if c not in open_ones]
+    base = frozenset((c.dopant, c.other) for c in fixed if c.probability >= 0.5)
+    weight = math.prod(max(c.probability, 1.0 - c.probability) for c in fixed)
+    result = []
+    for choice in itertools.product((True, False), repeat=len(open_ones)):
+        bonds = base | {(c.dopant, c.other) for c, take in zip(open_ones, choice) if take}
+        chance = weight * math.prod(c.probability if take else 1.0 - c.probability
+                                    for c, take in zip(open_ones, choice))
+        result.append(Reading(bonds, chance))
+    return sorted(result, key=lambda r: -r.probability)
+
+
+def coordination(items: list[Contact], dopants: Iterable[int]) -> Mapping[int, Mapping[int, float]]:
+    """For every dopant, the probability of each number of bonds (Poisson binomial)."""
+    result: dict[int, dict[int, float]] = {}
+    for i in dopants:
+        chance = np.ones(1)
+        for c in items:
+            if i in (c.dopant, c.other):
+                chance = np.convolve(chance, [1.0 - c.probability, c.probability])
+        result[int(i)] = {n: float(p) for n, p in enumerate(chance) if p >= 1e-3}
+    return result

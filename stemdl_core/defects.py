@@ -1,0 +1,317 @@
+"""Named defects: connected parts of the graph that depart from the host lattice."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from ase.data import atomic_masses
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from .analysis import Defect, DefectAngle, DefectBond, Defects
+from .coordination import Contact, Reading, contacts, coordination, position_sigma, readings
+from .graph import AtomGraph
+from .light import light_substitutions
+from .materials import element
+from .mx2 import find_mx2_defects
+from .rings import Cluster, describe, dopant_faces, group_faces, misorientation_deg
+
+#: Readings whose probability is within this factor of the best are listed.
+AMBIGUITY = 3.0
+#: 5-7 pairs nearer than this belong to one boundary [nm]: at 11 degrees dislocations are 1.3 nm apart.
+CHAIN_REACH_NM = 1.3
+#: Two grains differ by at least this [deg]; below it a single dislocation has no boundary to belong to.
+SMALLEST_MISORIENTATION_DEG = 4.0
+
+
+def find_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | None = None) -> Defects:
+    """Find and name the defects of one frame.
+
+    Parameters
+    ----------
+    graph : AtomGraph
+    vacancies_px : (K, 2) array, optional
+        Where the network sees missing atoms (y, x) [px]. With it, a hole that only the graph shows (one atom was
+        perhaps overlooked) is less probable.
+
+    Returns
+    -------
+    Defects
+        In the order of their centres, top to bottom; empty for a perfect lattice.
+    """
+    if graph.material.kind == "mx2":
+        return _numbered(find_mx2_defects(graph, vacancies_px=vacancies_px))
+    if len(graph.sites) == 0:
+        return Defects()
+    holes = np.zeros((0, 2)) if vacancies_px is None else graph.pixel_size.to_nm(vacancies_px).reshape(-1, 2)
+    dopants = np.flatnonzero(graph.foreign)
+    found = [d for group in _dopant_groups(graph, dopants) if (d := _dopant_defect(graph, group)) is not None]
+    found += _ring_defects(graph, dopants, None if vacancies_px is None else holes)
+    found += [_light_defect(graph, site, symbol, chance) for site, symbol, chance in light_substitutions(graph)]
+    return _numbered(found)
+
+
+def _numbered(found: Iterable[Defect]) -> Defects:
+    ordered = sorted(found, key=lambda d: d.center_px)
+    return Defects(tuple(replace(d, id=k) for k, d in enumerate(ordered)))
+
+
+# --- foreign atoms ---------------------------------------------------------------------------------------------
+
+
+def _dopant_groups(graph: AtomGraph, dopants: NDArray[np.int64]) -> list[list[int]]:
+    """Foreign atoms connected by a bond or through a host atom that both are bonded to."""
+    label = {int(i): int(i) for i in dopants}
+
+    def root(i: int) -> int:
+        while label[i] != i:
+            i = label[i]
+        return i
+
+    owner: dict[int, int] = {}
+    for i in label:
+        for j in graph.neighbours[i]:
+            other = j if j in label else owner.setdefault(j, i)
+            one, two = sorted((root(i), root(other)))
+            label[two] = one
+    groups: dict[int, list[int]] = {}
+    for i in label:
+        groups.setdefault(root(i), []).append(i)
+    return list(groups.values())
+
+
+def _in_view(graph: AtomGraph, site: int) -> bool:
+    """All bonds of the atom can be seen: far from the border, or within rings that are all inside."""
+    if not graph.sites.edge[site]:
+        return True
+    around = dopant_faces(graph, [site])
+    return bool(around) and all(graph.inside[f] for f in around)
+
+
+@dataclass(frozen=True)
+class _Region:
+    """What the rings around a group of dopants tell."""
+
+    missing: int | None
+    largest: int
+
+
+def _region(graph: AtomGraph, group: list[int]) -> _Region:
+    faces = dopant_faces(graph, group)
+    if not faces or not all(graph.inside[f] for f in faces):
+        return _Region(None, 0)
+    return _Region(describe(graph, faces).missing, max(int(graph.faces.size[f]) for f in faces))
+
+
+def _dopant_name(graph: AtomGraph, group: list[int], reading: Reading, region: _Region) -> str:
+    """Name of one reading."""
+    species = Counter(str(graph.sites.species[i]) for i in group)
+    hosts = {j for _, j in reading.bonds if not graph.foreign[j]}
+    if len(group) == 1:
+        symbol, n = next(iter(species)), len(hosts)
+        if n == 4:
+            return f"{symbol}-C4"
+        if n == 3:
+            vacant = region.missing >= 1 if region.missing is not None else region.largest >= 8
+            return f"{symbol}-C3+V" if vacant else f"{symbol}-C3"
+        return "unknown"
+    joined = {i for bond in reading.bonds for i in bond}
+    if not hosts or not set(group) <= joined:
+        return "unknown"
+    dopants = "".join(f"{s}{n if n > 1 else ''}" for s, n in sorted(species.items()))
+    return f"{dopants}C{len(hosts)}"
+
+
+def _dopant_defect(graph: AtomGraph, group: list[int]) -> Defect | None:
+    visible = [i for i in group if _in_view(graph, i)]
+    if not visible:
+        return None
+    tree = _tree(graph)
+    items = contacts(graph, group, tree)
+    region = _region(graph, group)
+    by_name: dict[str, list[Reading]] = {}
+    for reading in readings(items):
+        by_name.setdefault(_dopant_name(graph, group, reading, region), []).append(reading)
+    chances = {name: sum(r.probability for r in several) for name, several in by_name.items()}
+    total = sum(chances.values()) or 1.0
+    ranked = sorted(((name, p / total) for name, p in chances.items()), key=lambda item: -item[1])
+    name, chance = ranked[0]
+    best = by_name[name][0]
+    if len(visible) < len(group):
+        # Part of the cluster may lie beyond the border: what is seen is kept, without a claim to be all of it.
+        name = "unknown"
+    hosts = sorted({j for _, j in best.bonds if not graph.foreign[j]})
+    sites = (*sorted(group), *hosts)
+    found = np.sqrt(np.prod(graph.sites.score[list(sites)])) if len(sites) else 1.0
+    return Defect(
+        id=0, name=name, composition=_composition(graph, sites), site_ids=sites,
+        center_px=_center_of_mass(graph, sites), missing_atoms=max(0, region.missing or 0),
+        bonds=_bonds(graph, best.bonds), angles=_angles(graph, group, best.bonds), probability=float(chance * found),
+        alternatives=tuple((n, float(p * found)) for n, p in ranked[1:] if p * AMBIGUITY >= chance),
+        coordination=coordination(items, sorted(group)))
+
+
+def _light_defect(graph: AtomGraph, site: int, symbol: str, chance: float) -> Defect:
+    bonds = frozenset((site, j) for j in graph.neighbours[site])
+    sites = (site, *sorted(graph.neighbours[site]))
+    return Defect(id=0, name=f"{symbol}-C3", composition={symbol: 1, "C": len(bonds)}, site_ids=sites,
+                  center_px=_center_of_mass(graph, sites), bonds=_bonds(graph, bonds),
+                  angles=_angles(graph, [site], bonds), probability=chance,
+                  alternatives=((("pristine", 1.0 - chance),) if (1.0 - chance) * AMBIGUITY >= chance else ()),
+                  coordination={site: {len(bonds): 1.0}})
+
+
+def _tree(graph: AtomGraph) -> cKDTree:
+    return cKDTree(graph.yx_nm)
+
+
+def _composition(graph: AtomGraph, sites: Iterable[int]) -> Mapping[str, int]:
+    return dict(Counter(str(graph.sites.species[i]) for i in sites))
+
+
+def _center_of_mass(graph: AtomGraph, sites: Iterable[int]) -> tuple[float, float]:
+    index = list(sites)
+    mass = np.array([atomic_masses[element(str(graph.sites.species[i]))] for i in index])
+    y, x = (graph.sites.yx_px[index] * mass[:, None]).sum(axis=0) / mass.sum()
+    return float(y), float(x)
+
+
+def _bonds(graph: AtomGraph, pairs: Iterable[tuple[int, int]]) -> tuple[DefectBond, ...]:
+    result = []
+    for a, b in sorted((min(p), max(p)) for p in pairs):
+        length = 1e3 * float(np.hypot(*(graph.yx_nm[a] - graph.yx_nm[b])))
+        result.append(DefectBond(a, b, length, float(np.hypot(graph.sites.sigma_pm[a], graph.sites.sigma_pm[b]))))
+    return tuple(result)
+
+
+def _angles(graph: AtomGraph, at_sites: Iterable[int], pairs: Iterable[tuple[int, int]]) -> tuple[DefectAngle, ...]:
+    """Angles between neighbouring bonds at the given atoms, in order around each."""
+    around: dict[int, set[int]] = {}
+    for a, b in pairs:
+        around.setdefault(a, set()).add(b)
+        around.setdefault(b, set()).add(a)
+    result = []
+    for at in sorted(at_sites):
+        others = sorted(around.get(at, ()))
+        if len(others) < 2:
+            continue
+        steps = graph.yx_nm[others] - graph.yx_nm[at]
+        order = np.argsort(np.arctan2(steps[:, 0], steps[:, 1])).tolist()
+        turns = list(zip(order, order[1:] + order[:1])) if len(order) > 2 else [(order[0], order[1])]
+        result += [angle_between(graph, others[i], at, others[j]) for i, j in turns]
+    return tuple(result)
+
+
+def angle_between(graph: AtomGraph, a: int, at: int, b: int) -> DefectAngle:
+    """The angle a-at-b with its standard deviation, propagated from those of the three positions."""
+    u, v = graph.yx_nm[a] - graph.yx_nm[at], graph.yx_nm[b] - graph.yx_nm[at]
+    nu, nv = float(np.hypot(*u)), float(np.hypot(*v))
+    cosine = min(1.0, max(-1.0, float(u @ v) / (nu * nv)))
+    across_u, across_v = np.array([-u[1], u[0]]) / nu**2, np.array([-v[1], v[0]]) / nv**2
+    sigma = [1e-3 * float(graph.sites.sigma_pm[i]) for i in (a, at, b)]
+    variance = (sigma[0] / nu) ** 2 + (sigma[2] / nv) ** 2 + sigma[1] ** 2 * float(np.sum((across_u - across_v) ** 2))
+    return DefectAngle(a, at, b, math.degrees(math.acos(cosine)), math.degrees(math.sqrt(variance)))
+
+
+# --- rings and holes -------------------------------------------------------------------------------------------
+
+
+def _ring_defects(graph: AtomGraph, dopants: NDArray[np.int64], holes_nm: NDArray[np.float64] | None) -> list[Defect]:
+    odd = graph.inside & (graph.faces.size != 6)
+    odd[list(dopant_faces(graph, dopants.tolist()))] = False
+    clusters = [describe(graph, group) for group in group_faces(graph, np.flatnonzero(odd).tolist())]
+    found, pieces = [], []
+    for cluster in clusters:
+        name = ring_name(cluster)
+        if name is None:
+            continue
+        if name == "5-7":
+            pieces.append(cluster)
+        elif not (name == "unknown" and cluster.cut):
+            chance = _hole_chance(graph, cluster, holes_nm)
+            if chance > 0.0:
+                found.append(_ring_defect(graph, name, [cluster], chance))
+    for chain in _chains(graph, pieces):
+        atoms = {a for c in chain for a in c.atoms}
+        turn = misorientation_deg(graph, atoms)
+        rings = sum(len(c.sizes) for c in chain)
+        if rings >= 3 or turn >= SMALLEST_MISORIENTATION_DEG:
+            found.append(_ring_defect(graph, "GB(5-7)", chain, 0.95 if rings >= 3 else 0.7))
+        elif not any(c.cut for c in chain):
+            found.append(_ring_defect(graph, "unknown", chain, 0.5))
+    return found
+
+
+def ring_name(cluster: Cluster) -> str | None:
+    """Name of a cluster of odd rings; '5-7' for a piece of a boundary; None if it is no defect.
+
+    A face that lacks no atom (two hexagons that lost the bond between them to noise) is no defect.
+    """
+    sizes, missing = cluster.sizes, cluster.missing
+    if missing is None:
+        return "5-7" if set(sizes) <= {5, 7, 8} else "unknown"
+    if missing == 0:
+        if sizes == (5, 5, 7, 7):
+            return "SW(55-77)"
+        return None if all(s % 2 == 0 for s in sizes) else "unknown"
+    if missing == 1:
+        return "SV"
+    if missing == 2:
+        if sizes == (5, 5, 5, 7, 7, 7):
+            return "DV(555-777)"
+        if max(sizes) >= 8:
+            return "DV(5-8-5)"
+        return "unknown"
+    if missing >= 3:
+        return f"V{missing}"
+    return "unknown"
+
+
+def _hole_chance(graph: AtomGraph, cluster: Cluster, holes_nm: NDArray[np.float64] | None) -> float:
+    """Probability that a hole is one, rather than atoms that were overlooked."""
+    if holes_nm is None or not cluster.missing or max(cluster.sizes) < 8:
+        return 0.95
+    near = np.hypot(*(holes_nm - np.asarray(cluster.center_nm)).T) if len(holes_nm) else np.array([np.inf])
+    reach = 0.1 * math.sqrt(max(1, cluster.missing))
+    return 0.98 if np.min(near) < reach + 0.05 else 0.6
+
+
+def _chains(graph: AtomGraph, pieces: list[Cluster]) -> list[list[Cluster]]:
+    """Clusters joined where they are near each other."""
+    todo, chains = list(range(len(pieces))), []
+    while todo:
+        chain, queue = [], [todo.pop(0)]
+        while queue:
+            k = queue.pop()
+            chain.append(pieces[k])
+            here = graph.yx_nm[list(pieces[k].atoms)]
+            near = [m for m in todo
+                    if cKDTree(here).query(graph.yx_nm[list(pieces[m].atoms)])[0].min() < CHAIN_REACH_NM - 0.3]
+            todo = [m for m in todo if m not in near]
+            queue += near
+        chains.append(chain)
+    return chains
+
+
+def _ring_defect(graph: AtomGraph, name: str, clusters: list[Cluster], chance: float) -> Defect:
+    atoms = tuple(sorted({a for c in clusters for a in c.atoms}))
+    inside = np.isin(graph.bonds.a, atoms) & np.isin(graph.bonds.b, atoms)
+    pairs = list(zip(graph.bonds.a[inside].tolist(), graph.bonds.b[inside].tolist()))
+    if name.startswith("GB") or len(clusters) > 1:
+        center = graph.yx_nm[list(atoms)].mean(axis=0)
+    else:
+        center = np.asarray(clusters[0].center_nm)
+    y, x = graph.pixel_size.to_px(center)
+    rings = [graph.faces.nodes(f) for c in clusters for f in c.faces if graph.faces.size[f] <= 9]
+    angles = [angle_between(graph, ring[i - 1], ring[i], ring[(i + 1) % len(ring)])
+              for ring in rings for i in range(len(ring))]
+    return Defect(id=0, name=name, composition=_composition(graph, atoms), site_ids=atoms,
+                  center_px=(float(y), float(x)), missing_atoms=max(0, sum(c.missing or 0 for c in clusters)),
+                  bonds=_bonds(graph, pairs), angles=tuple(angles), probability=chance)
+
+
+__all__ = ["Contact", "angle_between", "find_defects", "position_sigma", "ring_name"]
