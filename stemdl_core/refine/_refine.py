@@ -9,15 +9,17 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import uniform_filter
 
 from ..errors import StemdlError
-from .fit import REACH, Fit, Prior, State, first_state, height_prior
+from .fit import REACH, Fit, Prior, State, height_prior
 from .grid import BIN_TO_SIGMA, Grid, Noise, estimate_noise, make_grid
-from .joint import Clusters, Pairs, covariance
-from .model import Array, Background
+from .joint import Clusters, Normal, Pairs, covariance
+from .model import Array, Background, round_shape
 
 #: Widths of the probe that are tried where none is given [pm]: 60 kV corrected to 200 kV uncorrected instruments.
 _TRIAL_SIGMA_PM = (30.0, 38.0, 48.0, 60.0, 76.0, 96.0)
 #: Spacing of the background's nodes [pm]: several columns each, so that it cannot follow one.
 _NODE_SPACING_PM = 600.0
+#: Columns of the window that the probe is fitted on: 1 % of its width at ten electrons each.
+_WINDOW_COLUMNS = 220
 
 
 @dataclass(frozen=True)
@@ -144,19 +146,11 @@ def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, 
     labels = np.zeros(len(y0), np.intp) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
     if not len(y0):
         return _unrefined(y0, x0, prior_sigma_pm)
-    pixel_pm = 1e3 * pixel_size_nm
-    guess = 45.0 if sigma_probe_nm is None else 1e3 * sigma_probe_nm
-    for _ in range(2):
-        prepared = _prepare(image, usable, y0, x0, pixel_pm, guess, trials=sigma_probe_nm is None)
-        if prepared is None:
-            return _unrefined(y0, x0, prior_sigma_pm)
-        fit, state, weight = prepared
-        found = state.shape.sigma * fit.grid.step_pm
-        if fit.grid.binning == 1 or found > 0.75 * guess:
-            break
-        # A probe much sharper than expected: average fewer pixels.
-        guess = found
-    return _refine(fit, state, weight, labels, prior_sigma_pm, longest_step_pm)
+    work = _Work(image, usable, y0, x0, pixel_pm=1e3 * pixel_size_nm,
+                 sigma_pm=None if sigma_probe_nm is None else 1e3 * sigma_probe_nm)
+    if work.state is None:
+        return _unrefined(y0, x0, prior_sigma_pm)
+    return _refine(work, labels, prior_sigma_pm, longest_step_pm)
 
 
 def _check(image: NDArray[np.floating], y: Array, x: Array, pixel_size_nm: float, groups: ArrayLike | None,
@@ -184,82 +178,142 @@ def _unrefined(y: Array, x: Array, prior_sigma_pm: float) -> Refined:
     return Refined(y, x, nan, nan, np.full(len(y), prior_sigma_pm), nan, np.zeros(len(y), bool), None)
 
 
-def _prepare(image: NDArray[np.floating], usable: NDArray[np.bool_], y_px: Array, x_px: Array, pixel_pm: float,
-             sigma_pm: float, *, trials: bool) -> tuple[Fit, State, Image] | None:
-    """Working pixels, and a state with the noise, a first probe, heights and background."""
-    binning = max(1, min(int(BIN_TO_SIGMA * sigma_pm / pixel_pm), min(image.shape) // 8))
-    widths = np.array(_TRIAL_SIGMA_PM if trials else [0.8 * sigma_pm, sigma_pm, 1.25 * sigma_pm])
-    widths = np.hypot(widths, 0.0) / (pixel_pm * binning)
-    widths = np.maximum(widths, 0.6)
-    largest = float(widths.max()) if trials else 1.3 * float(widths.max())
-    margin = int(np.ceil(REACH * largest)) + 2
-    grid = make_grid(image, usable, pixel_size_pm=pixel_pm, binning=binning, pad=margin)
-    if grid is None:
-        return None
-    y, x = grid.to_grid(y_px), grid.to_grid(x_px)
-    smooth = uniform_filter(grid.image, 3, mode="nearest")
-    noise = estimate_noise(grid.image, smooth, grid.usable)
-    grid = _without_spikes(grid, noise)
-    background = Background(grid.image.shape, grid.pad, _NODE_SPACING_PM / grid.step_pm)
-    # One weight for all trials, from the image itself, so that their misfits compare.
-    weight = grid.usable / noise.variance(smooth)
-    weight = np.minimum(weight, 4 * weight[grid.usable > 0].mean())
-    best: tuple[float, State] | None = None
-    for width in widths:
-        fit = Fit(grid, background, int(np.ceil(REACH * width)))
-        state, misfit = fit.scale_step(first_state(grid, y, x, background, float(width), noise, smooth), weight)
-        if best is None or misfit < best[0]:
-            best = (misfit, state)
-    assert best is not None
-    state = best[1]
-    start = state.shape
-    for _ in range(2):
-        fit = Fit(grid, background, min(int(np.ceil(REACH * state.shape.sigma)), margin - 2))
-        state = fit.probe_step(state, start=start, weight=weight)
-    return fit, state, weight
+class _Work:
+    """Working pixels of the frame, a window of it for what all columns share, and a first state."""
+
+    def __init__(self, image: NDArray[np.floating], usable: NDArray[np.bool_], y_px: Array, x_px: Array, *,
+                 pixel_pm: float, sigma_pm: float | None) -> None:
+        self.state: State | None = None
+        trials = _TRIAL_SIGMA_PM if sigma_pm is None else tuple(f * sigma_pm for f in (0.65, 0.8, 1.0, 1.25, 1.5))
+        guess = 45.0 if sigma_pm is None else sigma_pm
+        for _ in range(2):
+            binning = max(1, min(int(BIN_TO_SIGMA * guess / pixel_pm), min(image.shape) // 8))
+            widths = np.maximum(np.array(trials) / (pixel_pm * binning), 0.6)
+            margin = int(np.ceil(REACH * widths.max())) + 2
+            grid = make_grid(image, usable, pixel_size_pm=pixel_pm, binning=binning, pad=margin)
+            if grid is None:
+                return
+            self._start(grid, grid.to_grid(y_px), grid.to_grid(x_px), widths)
+            found = self.state.shape.sigma * grid.step_pm
+            if binning == 1 or found > 0.75 * guess:
+                return
+            # A probe much sharper than expected: average fewer pixels.
+            guess = found
+
+    def _start(self, grid: Grid, y: Array, x: Array, widths: Array) -> None:
+        smooth = uniform_filter(grid.image, 3, mode="nearest")
+        noise = estimate_noise(grid.image, smooth, grid.usable)
+        grid = _without_spikes(grid, noise)
+        # Weights from the image itself: the first model is too poor to say where the counts are.
+        weight = grid.usable / noise.variance(smooth)
+        self.first_weight = np.minimum(weight, 4 * weight[grid.usable > 0].mean())
+        inside = smooth[grid.usable > 0]
+        floor = float(np.percentile(inside[:: max(1, len(inside) // 10000)], 5))
+        at = (np.clip(np.rint(v).astype(int), 0, n - 1) for v, n in zip((y, x), smooth.shape, strict=True))
+        height = smooth[tuple(at)].astype(np.float64) - floor
+        height = np.maximum(height, 0.3 * max(float(np.median(height)), 0.02))
+        self.grid = grid
+        self.fit = Fit(grid, Background(grid.image.shape, grid.pad, _NODE_SPACING_PM / grid.step_pm))
+        self._open_window(y, x)
+        rows, columns = self._window
+        window_weight = self.first_weight[rows, columns] * (self.window.usable > 0)
+        best: tuple[float, State] | None = None
+        nodes = np.full(self.window.background.size, floor)
+        for width in widths:
+            state = State(y[self._chosen] - rows.start, x[self._chosen] - columns.start, height[self._chosen],
+                          nodes, round_shape(float(width)), noise)
+            state, misfit = self.window.scale_step(state, window_weight)
+            if best is None or misfit < best[0]:
+                best = (misfit, state)
+        assert best is not None
+        state = best[1]
+        self.start_shape = state.shape
+        for _ in range(2):
+            state = self.window.probe_step(state, start=self.start_shape, weight=window_weight)
+        nodes = np.full(self.fit.background.size, floor)
+        whole = State(y, x, height, nodes, state.shape, noise)
+        self.state = self.fit.scale_step(whole, self.first_weight)[0]
+
+    def _open_window(self, y: Array, x: Array) -> None:
+        """A part of the frame with enough columns to know the probe by: all of a small frame."""
+        height, width = self.grid.image.shape
+        pad = self.grid.pad
+        if len(y) <= 1.3 * _WINDOW_COLUMNS:
+            self._window = (slice(0, height), slice(0, width))
+            self._chosen = np.arange(len(y))
+            self.window = self.fit
+            return
+        middle_y, middle_x = np.median(y), np.median(x)
+        away = np.maximum(np.abs(y - middle_y), np.abs(x - middle_x))
+        half = float(np.partition(away, _WINDOW_COLUMNS)[_WINDOW_COLUMNS])
+        inner = [(max(pad, int(m - half)), min(n - pad, int(m + half) + 1))
+                 for m, n in ((middle_y, height), (middle_x, width))]
+        self._window = tuple(slice(a - pad, b + pad) for a, b in inner)
+        rows, columns = self._window
+        usable = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
+        core = tuple(slice(pad, -pad) for _ in range(2))
+        usable[core] = self.grid.usable[rows, columns][core]
+        grid = replace(self.grid, image=self.grid.image[rows, columns], usable=usable)
+        # Columns just outside reach into the window.
+        (y0, y1), (x0, x1) = inner
+        near = 0.9 * pad
+        self._chosen = np.flatnonzero((y > y0 - near) & (y < y1 + near) & (x > x0 - near) & (x < x1 + near))
+        self.window = Fit(grid, Background(grid.image.shape, pad, _NODE_SPACING_PM / grid.step_pm))
+
+    def probe_step(self, state: State) -> State:
+        """The state with a better probe, and heights that go with it."""
+        if self.window is self.fit:
+            return self.fit.probe_step(state, start=self.start_shape)
+        rows, columns = self._window
+        k = self._chosen
+        part = replace(state, y=state.y[k] - rows.start, x=state.x[k] - columns.start, height=state.height[k])
+        surface = self.fit.background.image(state.nodes)[rows, columns]
+        picture = self.window.draw(part)
+        weight = self.window.weight(state.noise, picture.columns + surface)
+        found = self.window.probe_step(part, start=self.start_shape, weight=weight)
+        factor = float(found.height[0] / part.height[0])
+        return replace(state, shape=found.shape, height=factor * state.height)
 
 
 def _without_spikes(grid: Grid, noise: Noise) -> Grid:
     """The grid without single pixels that stand out of their surroundings as no probe can make them."""
     image = grid.image
     ring = (9 * uniform_filter(image, 3, mode="nearest") - image) / 8
-    variance = noise.variance(ring)
-    spike = np.abs(image - ring) > 7 * np.sqrt(variance) + 6 * noise.gain
+    spike = np.abs(image - ring) > 7 * np.sqrt(noise.variance(ring)) + 6 * noise.gain
+    spike &= grid.usable > 0
     if not spike.any():
         return grid
     return replace(grid, usable=grid.usable * ~spike, image=np.where(spike, ring, image))
 
 
-def _refine(fit: Fit, state: State, first_weight: Image, labels: NDArray[np.intp], prior_sigma_pm: float,
-            longest_step_pm: float) -> Refined:
+def _refine(work: _Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest_step_pm: float) -> Refined:
     """Columns, noise and probe in turn, then the covariance."""
-    grid = fit.grid
+    fit, grid, state = work.fit, work.grid, work.state
+    assert state is not None
     step_pm = grid.step_pm
     start = np.stack([state.height, state.y, state.x], 1)
-    n = len(start)
-    precision = np.zeros((n, 3))
-    precision[:, 1:] = (step_pm / prior_sigma_pm) ** 2
+    precision = np.full((len(start), 3), (step_pm / prior_sigma_pm) ** 2)
     precision[:, 0] = 1 / (0.5 * state.height) ** 2
     prior = Prior(start, precision)
     pairs = Pairs.within(state.y, state.x, 4.3 * state.shape.sigma)
     clusters = Clusters.nearest(state.y, state.x, pairs)
     longest = 30.0 / step_pm
-    first_shape = state.shape
-    for turn in range(3):
-        state, normal, mean = fit.column_step(state, prior, longest=longest, normal=None, pairs=pairs,
-                                              weight=first_weight if turn == 0 else None)
-        cov = covariance(normal, prior.precision, clusters)
-        centre, weight = height_prior(state.height, cov[:, 0, 0], labels)
-        own_mean, own_precision = prior.mean.copy(), prior.precision.copy()
-        own_mean[:, 0], own_precision[:, 0] = np.where(weight > 0, centre, state.height), weight
-        prior = Prior(own_mean, own_precision)
-        patches = fit.patches(state)
-        mean = fit.columns(state, patches) + fit.background.image(state.nodes)
-        noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise)
-        state = replace(state, noise=noise)
+    normal: Normal | None = None
+    for turn in range(4):
+        picture = fit.draw(state)
+        if turn in (1, 2):
+            mean = fit.mean(state, picture)
+            noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise)
+            state = replace(state, noise=noise)
+        state, normal = fit.column_step(state, picture, prior, longest=longest, pairs=pairs,
+                                        weight=work.first_weight if turn == 0 else None,
+                                        normal=normal if turn == 3 else None)
         if turn < 2:
-            state = fit.probe_step(state, start=first_shape)
-    state, normal, mean = fit.column_step(state, prior, longest=longest, normal=None, pairs=pairs, keep=True)
+            variance = 1.2 / (normal.diagonal[:, 0, 0] + 1e-300)
+            centre, own = height_prior(state.height, variance, labels)
+            prior = Prior(np.column_stack([np.where(own > 0, centre, state.height), start[:, 1:]]),
+                          np.column_stack([own, precision[:, 1:]]))
+            state = work.probe_step(state)
     cov = covariance(normal, prior.precision, clusters)
     sigma = step_pm * np.sqrt(0.5 * (cov[:, 1, 1] + cov[:, 2, 2]))
     moved = step_pm * np.hypot(state.y - start[:, 1], state.x - start[:, 2])

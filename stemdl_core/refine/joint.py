@@ -117,9 +117,15 @@ class Normal:
     def nodes_inverse(self, inverse: Array) -> Array:
         """(n, n) covariance of the background nodes when columns answer each on its own."""
         schur = self.nodes - (self.border.T @ self.lift(inverse)).toarray()
-        values, vectors = np.linalg.eigh(0.5 * (schur + schur.T))
-        values = np.maximum(values, 1e-3 * np.abs(values).max() + 1e-300)
-        return (vectors / values) @ vectors.T
+        schur = 0.5 * (schur + schur.T)
+        # Nodes that see hardly any pixels of their own lean on the smoothness.
+        schur[np.diag_indices_from(schur)] += 1e-3 * np.diag(self.nodes).max()
+        try:
+            root = np.linalg.inv(np.linalg.cholesky(schur))
+            return root.T @ root
+        except np.linalg.LinAlgError:
+            values, vectors = np.linalg.eigh(schur)
+            return (vectors / np.maximum(values, 1e-3 * np.abs(values).max() + 1e-300)) @ vectors.T
 
 
 def _quadrature(y: Array, x: Array, heights: Array, pairs: Pairs, shape: Shape, weight: Image) -> Array:
@@ -162,25 +168,22 @@ def assemble(patches: Patches, slopes: Image, y: Array, x: Array, heights: Array
              columns_image: Image, background: Background, pairs: Pairs, smoothness: Array) -> Normal:
     """Normal matrix at the current model. `slopes` (3, N, S * S) has the heights multiplied in."""
     n = len(y)
-    w = weight.ravel()[patches.index]
-    weighted = slopes * w
+    weighted = slopes * weight.ravel().take(patches.index)
     diagonal = np.empty((n, 3, 3))
     for a in range(3):
         for b in range(a, 3):
             diagonal[:, a, b] = diagonal[:, b, a] = np.einsum("np,np->n", weighted[a], slopes[b])
     coupling = _quadrature(y, x, heights, pairs, shape, weight)
-    unit = (columns_image / np.float32(np.median(heights))).ravel()[patches.index]
-    reach = np.einsum("np,np->n", weighted[0], unit) - diagonal[:, 0, 0]
+    unit = columns_image.ravel().take(patches.index)
+    reach = np.einsum("np,np->n", weighted[0], unit) / np.median(heights) - diagonal[:, 0, 0]
     for near in (pairs.first, pairs.second):
         reach -= np.bincount(near, coupling[:, 0, 0], minlength=n)
     lumped = np.maximum(reach, 0)
     # A hat is linear around a column, so its sum needs the patch's zeroth and first moments only.
-    side = patches.side
-    grid = weighted.reshape(3, n, side, side)
-    rows, columns = grid.sum(3), grid.sum(2)
-    total = rows.sum(2).astype(np.float64)
-    along_y = np.einsum("ans,ns->an", rows, patches._dy).astype(np.float64)
-    along_x = np.einsum("ans,ns->an", columns, patches._dx).astype(np.float64)
+    moments = (weighted.reshape(3 * n, -1) @ patches.moments).astype(np.float64).reshape(3, n, 3)
+    total = moments[..., 0]
+    along_y = moments[..., 1] - total * patches.rest_y
+    along_x = moments[..., 2] - total * patches.rest_x
     index, value, slope_y, slope_x = background.at(y, x)
     blocks = (total.T[:, :, None] * value[:, None] + along_y.T[:, :, None] * slope_y[:, None]
               + along_x.T[:, :, None] * slope_x[:, None])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
+from scipy.sparse import csc_matrix
 
 Array = NDArray[np.float64]
 Image = NDArray[np.float32]
@@ -174,6 +175,10 @@ class Patches:
         self.side = len(offsets)
         self._dy = (iy[:, None] + offsets - y[:, None]).astype(np.float32)
         self._dx = (ix[:, None] + offsets - x[:, None]).astype(np.float32)
+        self.rest_y, self.rest_x = y - iy, x - ix
+        flat = np.ones((len(offsets), len(offsets)), np.float32)
+        # Zeroth and first moments of a patch about its central pixel.
+        self.moments = np.stack([flat, flat * offsets[:, None], flat * offsets], -1).reshape(-1, 3).astype(np.float32)
         self._shape = shape
         self.core = self._gaussian(tail=False)
 
@@ -205,14 +210,32 @@ class Patches:
         return out.reshape(3, n, -1)
 
 
-def draw(patches: Patches, amplitude: Array, shape: Shape, size: tuple[int, int]) -> tuple[Image, Image]:
-    """Sum of the cores and sum of the tails, each of peak height `amplitude`: two (H, W) images."""
-    values = patches.core * amplitude[:, None].astype(np.float32)
-    cores = np.bincount(patches.index.ravel(), weights=values.ravel(), minlength=size[0] * size[1])
-    core = cores.astype(np.float32).reshape(size)
-    if shape.fraction == 0:
-        return core, np.zeros_like(core)
-    return core, widen(core, shape)
+class Picture:
+    """Columns drawn: patches, the sum of the cores and the sum of the tails, before any mixing.
+
+    Parameters
+    ----------
+    patches : Patches
+        Where the columns are.
+    heights : (N,) float64
+        Peak heights.
+    shape : Shape
+        The probe.
+    size : (int, int)
+        Height and width of the image [working px].
+    """
+
+    def __init__(self, patches: Patches, heights: Array, shape: Shape, size: tuple[int, int]) -> None:
+        self.patches, self.shape, self.size = patches, shape, size
+        self.core = (self.sparse(patches.core) @ heights.astype(np.float32)).reshape(size)
+        self.tail = widen(self.core, shape)
+        self.columns = self.core + np.float32(shape.fraction) * (self.tail - self.core)
+
+    def sparse(self, values: Image) -> csc_matrix:
+        """(H * W, N) matrix of patch values (N, S * S): one column of the matrix is one patch in its place."""
+        n, pixels = values.shape
+        starts = np.arange(0, n * pixels + 1, pixels, dtype=np.int32)
+        return csc_matrix((values.ravel(), self.patches.index.ravel(), starts), shape=(self.size[0] * self.size[1], n))
 
 
 def widen(core: Image, shape: Shape) -> Image:
