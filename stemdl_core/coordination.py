@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from .graph import DEFAULT_SIGMA_PM, DOPANT_HOST_LIMIT, DOPANT_PAIR_LIMIT, AtomGraph
 from .materials import bond_length_pm
@@ -51,13 +50,13 @@ def position_sigma(graph: AtomGraph, site: int) -> float:
     return sigma if np.isfinite(sigma) else DEFAULT_SIGMA_PM
 
 
-def contacts(graph: AtomGraph, dopants: Iterable[int], tree: cKDTree) -> list[Contact]:
+def contacts(graph: AtomGraph, dopants: Iterable[int]) -> list[Contact]:
     """Possible bonds of the dopants: what the graph bonds, and host atoms nearby with a bond to spare."""
     members = sorted(dopants)
     found: dict[tuple[int, int], Contact] = {}
     for i in members:
         bonded = set(graph.neighbours[i])
-        for j in tree.query_ball_point(graph.yx_nm[i], 0.29 * graph.scale):
+        for j in graph.tree.query_ball_point(graph.yx_nm[i], 0.29 * graph.scale):
             if j == i or (graph.foreign[j] and (j not in members or j < i)):
                 continue
             host = not graph.foreign[j]

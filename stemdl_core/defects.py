@@ -130,8 +130,7 @@ def _dopant_defect(graph: AtomGraph, group: list[int]) -> Defect | None:
     visible = [i for i in group if _in_view(graph, i)]
     if not visible:
         return None
-    tree = _tree(graph)
-    items = contacts(graph, group, tree)
+    items = contacts(graph, group)
     region = _region(graph, group)
     by_name: dict[str, list[Reading]] = {}
     for reading in readings(items):
@@ -163,10 +162,6 @@ def _light_defect(graph: AtomGraph, site: int, symbol: str, chance: float) -> De
                   angles=_angles(graph, [site], bonds), probability=chance,
                   alternatives=((("pristine", 1.0 - chance),) if (1.0 - chance) * AMBIGUITY >= chance else ()),
                   coordination={site: {len(bonds): 1.0}})
-
-
-def _tree(graph: AtomGraph) -> cKDTree:
-    return cKDTree(graph.yx_nm)
 
 
 def _composition(graph: AtomGraph, sites: Iterable[int]) -> Mapping[str, int]:

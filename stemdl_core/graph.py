@@ -99,9 +99,9 @@ class AtomGraph:
         return around
 
     @cached_property
-    def sigma_pm(self) -> NDArray[np.float64]:
-        """(N,) position uncertainty along one axis [pm]; NaN where not known."""
-        return self.sites.sigma_pm
+    def tree(self) -> cKDTree:
+        """Search tree over the positions [nm]."""
+        return cKDTree(self.yx_nm)
 
     @cached_property
     def network(self) -> nx.Graph:
@@ -291,6 +291,7 @@ class _Bonding:
     def __init__(self, yx: NDArray[np.float64], sites: Sites, foreign: NDArray[np.bool_], material: Material,
                  host: float) -> None:
         self.yx, self.foreign, self.host = yx, foreign, host
+        self.tree = cKDTree(yx)
         self.species = sites.species
         self.material = material
         self.scale = host / material.bond_nm
@@ -326,7 +327,7 @@ class _Bonding:
                       degree: NDArray[np.int64]) -> NDArray[np.int64]:
         """Dopant bonds, least strained first, as far as valence, angle and the flat sheet allow."""
         yx = self.yx
-        tree = cKDTree(yx)
+        tree = self.tree
         heavy = set(dopants.tolist())
         around: dict[int, list[int]] = {}
         for a, b in lattice[np.isin(lattice, self._reach(tree, dopants)).any(axis=1)].tolist():
@@ -386,12 +387,11 @@ class _Bonding:
         p, q = self.yx[i], self.yx[j]
         step = q - p
         length = float(np.hypot(*step))
-        for k, others in around.items():
-            if k in (i, j):
+        for k in self.tree.query_ball_point(p, 0.45 * self.scale):
+            others = around.get(k)
+            if others is None or k in (i, j):
                 continue
             r = self.yx[k]
-            if abs(r[0] - p[0]) > 0.5 * self.scale or abs(r[1] - p[1]) > 0.5 * self.scale:
-                continue
             along = float((r - p) @ step) / length
             beside = abs(float(step[1] * (r[0] - p[0]) - step[0] * (r[1] - p[1]))) / length
             if 0.25 * length < along < 0.75 * length and beside < 0.035 * self.scale:
