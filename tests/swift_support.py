@@ -26,18 +26,37 @@ def stand_in(frame: Frame, **_: Any) -> FrameAnalysis:
     for k, (y, x) in enumerate(np.argwhere(frame.image > BRIGHT)):
         first = len(species)
         species += ["Si", "C", "C", "C"]
-        positions += [(y, x), (y - reach, x), (y + reach / 2, x - 0.87 * reach), (y + reach / 2, x + 0.87 * reach)]
+        positions += [
+            (y, x),
+            (y - reach, x),
+            (y + reach / 2, x - 0.87 * reach),
+            (y + reach / 2, x + 0.87 * reach),
+        ]
         ends = [(first, first + i) for i in (1, 2, 3)]
         bonds += ends
-        defects.append(Defect(k, "Si-C3", {"Si": 1, "C": 3}, tuple(range(first, first + 4)), (float(y), float(x)),
-                              bonds=tuple(DefectBond(a, b, 160.0) for a, b in ends)))
+        defects.append(
+            Defect(
+                k,
+                "Si-C3",
+                {"Si": 1, "C": 3},
+                tuple(range(first, first + 4)),
+                (float(y), float(x)),
+                bonds=tuple(DefectBond(a, b, 160.0) for a, b in ends),
+            )
+        )
     yx = np.array(positions, dtype=float).reshape(-1, 2)
     ends = np.array(bonds, dtype=int).reshape(-1, 2)
     return FrameAnalysis(
-        "stand-in", "graphene", frame.shape, pixel_size,
+        "stand-in",
+        "graphene",
+        frame.shape,
+        pixel_size,
         Sites.from_columns(y_px=yx[:, 0], x_px=yx[:, 1], species=np.array(species, dtype="U4")),
         Bonds(ends[:, 0], ends[:, 1], np.full(len(ends), 160.0), np.full(len(ends), np.nan)),
-        Defects(tuple(defects)), {6: 12}, frame=frame.index)
+        Defects(tuple(defects)),
+        {6: 12},
+        frame=frame.index,
+    )
 
 
 def image_with(*bright: tuple[int, int], size: int = 64) -> np.ndarray:
@@ -71,3 +90,39 @@ def annotation(document_model: Any) -> tuple[Any, Any, Any]:
     """The overlay, the table and the computation of the only annotation of a document."""
     (computation,) = [c for c in document_model.computations if c.processing_id == "stemdl.annotate"]
     return computation.get_output("overlay"), computation.get_output("table"), computation
+
+
+def add_image(dc, data, *, units="nm", scale=0.02, descriptor=None, metadata=None, title="Graphene"):
+    """A data item in the document, shown in a display panel and selected."""
+    from nion.data import Calibration, DataAndMetadata
+    from nion.swift.model import DataItem
+
+    count = np.ndim(data) - (data.dtype == np.uint8 and data.shape[-1] == 3)
+    calibrations = [Calibration.Calibration(0.0, scale, units) for _ in range(count)]
+    xdata = DataAndMetadata.new_data_and_metadata(
+        data, dimensional_calibrations=calibrations, data_descriptor=descriptor, metadata=metadata
+    )
+    item = DataItem.new_data_item(xdata)
+    item.title = title
+    dc.document_model.append_data_item(item)
+    select(dc, item)
+    return item
+
+
+def select(dc, item):
+    """Show an item in the first display panel and select it."""
+    display_item = dc.document_model.get_display_item_for_data_item(item)
+    panel = dc.workspace_controller.display_panels[0]
+    panel.set_display_panel_display_item(display_item)
+    dc.selected_display_panel = panel
+    return display_item
+
+
+def press(dc):
+    """The one action."""
+    dc.perform_action("stemdl.annotate")
+
+
+def done(dc):
+    """Whether the table of the only annotation has a result."""
+    return lambda: not annotation(dc.document_model)[1].metadata["stemdl"].get("pending")

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 pytest.importorskip("nion.data", reason="Nion Swift (extra 'swift') is not installed")
 
 from nion.data import Calibration, DataAndMetadata
+from swift_support import image_with, stand_in
+
 from nionswift_plugin.stemdl import adapters, overlay
 from stemdl_core.analysis import Bonds, Defect, Defects, FrameAnalysis
 from stemdl_core.calibration import PixelSize
 from stemdl_core.errors import StemdlError
 from stemdl_core.frames import Frame
 from stemdl_core.sites import Sites
-from swift_support import image_with, stand_in
 
 ROOT = Path(__file__).resolve().parents[1]
 sizes = st.integers(16, 4096)
@@ -42,11 +43,21 @@ def test_relative_positions_are_edge_based(shape):
     assert last == pytest.approx(1 - 0.5 / np.array(shape))
 
 
-@pytest.mark.parametrize(("units", "scale", "nm"), [
-    ("nm", 0.02, 0.02), ("pm", 20.0, 0.02), ("A", 0.2, 0.02), ("\N{ANGSTROM SIGN}", 0.2, 0.02),
-    ("\u00c5", 0.2, 0.02), ("um", 2e-5, 0.02), ("\u00b5m", 2e-5, 0.02), ("\u03bcm", 2e-5, 0.02), ("m", 2e-11, 0.02),
-    (" nm ", -0.02, 0.02),
-])
+@pytest.mark.parametrize(
+    ("units", "scale", "nm"),
+    [
+        ("nm", 0.02, 0.02),
+        ("pm", 20.0, 0.02),
+        ("A", 0.2, 0.02),
+        ("\N{ANGSTROM SIGN}", 0.2, 0.02),
+        ("\u00c5", 0.2, 0.02),
+        ("um", 2e-5, 0.02),
+        ("\u00b5m", 2e-5, 0.02),
+        ("\u03bcm", 2e-5, 0.02),
+        ("m", 2e-11, 0.02),
+        (" nm ", -0.02, 0.02),
+    ],
+)
 def test_units_of_length(units, scale, nm):
     size = adapters.pixel_size_of([Calibration.Calibration(0, scale, units)] * 2)
     assert size.nm == pytest.approx(nm)
@@ -60,7 +71,10 @@ def test_unknown_units_leave_it_to_the_lattice(units):
 
 
 def test_half_calibrated_and_impossible_scales_are_not_calibrated():
-    assert adapters.pixel_size_of([Calibration.Calibration(0, 0.1, "nm"), Calibration.Calibration(0, 1, "")]) is None
+    assert (
+        adapters.pixel_size_of([Calibration.Calibration(0, 0.1, "nm"), Calibration.Calibration(0, 1, "")])
+        is None
+    )
     assert adapters.pixel_size_of([Calibration.Calibration(0, float("nan"), "nm")] * 2) is None
 
 
@@ -71,18 +85,26 @@ def test_axes_that_are_not_lengths_are_refused(units):
 
 
 def test_anisotropic_calibration_keeps_both_scales():
-    size = adapters.pixel_size_of([Calibration.Calibration(0, 0.02, "nm"), Calibration.Calibration(0, 30, "pm")])
+    size = adapters.pixel_size_of(
+        [Calibration.Calibration(0, 0.02, "nm"), Calibration.Calibration(0, 30, "pm")]
+    )
     assert np.allclose(size.to_nm([[1, 0], [0, 1]]), [[0.02, 0], [0, 0.03]])
     assert np.linalg.det(size.distortion) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("descriptor", [DataAndMetadata.DataDescriptor(True, 0, 2),
-                                        DataAndMetadata.DataDescriptor(False, 1, 2)])
+@pytest.mark.parametrize(
+    "descriptor", [DataAndMetadata.DataDescriptor(True, 0, 2), DataAndMetadata.DataDescriptor(False, 1, 2)]
+)
 def test_one_frame_of_a_movie(descriptor):
     stack = np.random.default_rng(0).random((3, 32, 48))
     xdata = DataAndMetadata.new_data_and_metadata(
-        stack, data_descriptor=descriptor,
-        dimensional_calibrations=[Calibration.Calibration(0, 0.2, "s"), *[Calibration.Calibration(0, 1, "pm")] * 2])
+        stack,
+        data_descriptor=descriptor,
+        dimensional_calibrations=[
+            Calibration.Calibration(0, 0.2, "s"),
+            *[Calibration.Calibration(0, 1, "pm")] * 2,
+        ],
+    )
     frame = adapters.frame_of(xdata, index=1, source="film")
     assert np.array_equal(frame.image, stack[1].astype(np.float32))
     assert (frame.index, frame.source, frame.pixel_size.nm) == (1, "film", pytest.approx(1e-3))
@@ -90,8 +112,9 @@ def test_one_frame_of_a_movie(descriptor):
 
 
 def test_results_are_refused_as_images():
-    xdata = DataAndMetadata.new_data_and_metadata(np.random.default_rng(0).random((32, 32)),
-                                                  metadata={"stemdl": {"schema": 1}})
+    xdata = DataAndMetadata.new_data_and_metadata(
+        np.random.default_rng(0).random((32, 32)), metadata={"stemdl": {"schema": 1}}
+    )
     with pytest.raises(StemdlError, match="already a result"):
         adapters.check_selection(xdata)
 
@@ -124,7 +147,9 @@ def test_defect_circle_surrounds_its_atoms():
     inside = adapters.to_relative(analysis.sites.yx_px, analysis.shape)
     assert (inside > (top, left)).all()
     assert (inside < (top + height, left + width)).all()
-    assert (top + height / 2, left + width / 2) == pytest.approx(adapters.to_relative((20, 30), analysis.shape))
+    assert (top + height / 2, left + width / 2) == pytest.approx(
+        adapters.to_relative((20, 30), analysis.shape)
+    )
 
 
 class TestOverlay:
@@ -162,10 +187,16 @@ class TestOverlay:
         analysis = stand_in(frame)
         nothing = overlay.render(frame.image, analysis, overlay.Style(False, False, False, False))
         assert np.array_equal(nothing, overlay.plain(frame.image))
-        for style in (overlay.Style(True, False, False, False), overlay.Style(False, True, False, False),
-                      overlay.Style(False, False, True, False), overlay.Style(False, False, False, True)):
+        for style in (
+            overlay.Style(True, False, False, False),
+            overlay.Style(False, True, False, False),
+            overlay.Style(False, False, True, False),
+            overlay.Style(False, False, False, True),
+        ):
             assert not np.array_equal(overlay.render(frame.image, analysis, style), nothing)
-        unsure = FrameAnalysis(**{**analysis.__dict__, "sites": analysis.sites.replace(score=np.full(4, 0.4))})
+        unsure = FrameAnalysis(
+            **{**analysis.__dict__, "sites": analysis.sites.replace(score=np.full(4, 0.4))}
+        )
         hidden = overlay.render(frame.image, unsure, overlay.Style(True, False, False, False, min_score=0.5))
         assert np.array_equal(hidden, nothing)
 
@@ -173,8 +204,13 @@ class TestOverlay:
         frame = Frame(image_with(), PixelSize(0.02))
         analysis = self.analysis((64, 64), [(-3, -3), (0, 0), (63, 63), (70, 30)])
         defect = Defect(0, "a very long name of a defect", {"C": 1}, (1,), (0.0, 0.0))
-        analysis = FrameAnalysis(**{**analysis.__dict__, "defects": Defects((defect,)),
-                                    "bonds": Bonds(np.array([0, 2]), np.array([1, 3]), np.full(2, 142.0), np.full(2, 1.0))})
+        analysis = FrameAnalysis(
+            **{
+                **analysis.__dict__,
+                "defects": Defects((defect,)),
+                "bonds": Bonds(np.array([0, 2]), np.array([1, 3]), np.full(2, 142.0), np.full(2, 1.0)),
+            }
+        )
         picture = overlay.render(frame.image, analysis, overlay.Style())
         assert picture.shape == (1024, 1024, 3)
 
@@ -196,10 +232,13 @@ def test_loading_the_plugin_is_light():
         "before = set(sys.modules); t = time.perf_counter()\n"
         "import nionswift_plugin.stemdl\n"
         "ms = 1e3 * (time.perf_counter() - t)\n"
-        f"print(ms); print(*[m for m in {HEAVY!r} if m in set(sys.modules) - before])\n")
+        f"print(ms); print(*[m for m in {HEAVY!r} if m in set(sys.modules) - before])\n"
+    )
     milliseconds, modules = [], ""
     for _ in range(3):
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        )
         first, modules = result.stdout.split("\n")[:2]
         milliseconds.append(float(first))
         assert not modules, f"loading the plugin loads {modules}"
@@ -214,8 +253,23 @@ def test_a_built_wheel_is_found_by_swift(tmp_path):
         pytest.skip("no setup.py to build a wheel from")
     source = tmp_path / "source"
     copy_project(source)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w",
-                    str(tmp_path), str(source)], check=True, capture_output=True, cwd=tmp_path)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-build-isolation",
+            "--no-deps",
+            "-w",
+            str(tmp_path),
+            str(source),
+        ],
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
@@ -233,9 +287,15 @@ def test_a_built_wheel_is_found_by_swift(tmp_path):
         "print([type(e).extension_id for e in PlugInManager.extensions])\n"
         "print('stemdl.annotate' in Window.actions, 'stemdl.annotate' in Symbolic._computation_types)\n"
         "PlugInManager.unload_plug_ins()\n"
-        "print('stemdl.annotate' in Window.actions)\n")
-    result = subprocess.run([sys.executable, "-P", "-c", code, str(site)], capture_output=True, text=True, check=True,
-                            cwd=tmp_path)
+        "print('stemdl.annotate' in Window.actions)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(site)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
     assert result.stdout.split("\n")[:3] == ["['stemdl.atoms-and-defects']", "True True", "False"]
 
 

@@ -10,13 +10,14 @@ import pytest
 
 pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not installed")
 
-from nion.data import Calibration, DataAndMetadata
+from nion.data import DataAndMetadata
 from nion.swift import Facade
-from nion.swift.model import DataItem, Notification
+from nion.swift.model import Notification
 from nion.swift.test import TestContext
 from nion.ui import Window
+from swift_support import add_image, annotation, done, image_with, press, select, stand_in, swift, wait_for
+
 from nionswift_plugin.stemdl import actions, adapters, computations
-from swift_support import annotation, image_with, stand_in, swift, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -43,36 +44,6 @@ def said(monkeypatch):
     lines: list[str] = []
     monkeypatch.setattr(Notification, "notify", lambda n: lines.append(n.text))
     return lines
-
-
-def add_image(dc, data, *, units="nm", scale=0.02, descriptor=None, metadata=None, title="Graphene"):
-    """A data item in the document, shown in a display panel and selected."""
-    count = np.ndim(data) - (data.dtype == np.uint8 and data.shape[-1] == 3)
-    calibrations = [Calibration.Calibration(0.0, scale, units) for _ in range(count)]
-    xdata = DataAndMetadata.new_data_and_metadata(data, dimensional_calibrations=calibrations,
-                                                  data_descriptor=descriptor, metadata=metadata)
-    item = DataItem.new_data_item(xdata)
-    item.title = title
-    dc.document_model.append_data_item(item)
-    select(dc, item)
-    return item
-
-
-def select(dc, item):
-    display_item = dc.document_model.get_display_item_for_data_item(item)
-    panel = dc.workspace_controller.display_panels[0]
-    panel.set_display_panel_display_item(display_item)
-    dc.selected_display_panel = panel
-    return display_item
-
-
-def press(dc):
-    dc.perform_action("stemdl.annotate")
-
-
-def done(dc):
-    """Whether the table of the only annotation has a result."""
-    return lambda: not annotation(dc.document_model)[1].metadata["stemdl"].get("pending")
 
 
 def test_one_press_makes_overlay_table_and_marks():
@@ -204,16 +175,23 @@ def test_source_deleted_while_running(monkeypatch):
         assert not dc.document_model.data_items
 
 
-@pytest.mark.parametrize(("data", "descriptor", "line"), [
-    (np.zeros((32, 32, 3), np.uint8), None, "colour"),
-    (np.arange(64.0), None, "line plot or spectrum"),
-    (np.arange(1024.0).reshape(32, 32) * 1j, None, "complex"),
-    (np.random.default_rng(1).random((4, 4, 32, 32)), DataAndMetadata.DataDescriptor(False, 2, 2), "4D"),
-    (np.random.default_rng(1).random((4, 4, 32)), DataAndMetadata.DataDescriptor(False, 2, 1), "spectrum"),
-    (np.full((32, 32), 3.0), None, "constant"),
-    (np.full((32, 32), np.nan), None, "NaN"),
-    (np.random.default_rng(1).random((4, 4)), None, "too small"),
-])
+@pytest.mark.parametrize(
+    ("data", "descriptor", "line"),
+    [
+        (np.zeros((32, 32, 3), np.uint8), None, "colour"),
+        (np.arange(64.0), None, "line plot or spectrum"),
+        (np.arange(1024.0).reshape(32, 32) * 1j, None, "complex"),
+        (np.random.default_rng(1).random((4, 4, 32, 32)), DataAndMetadata.DataDescriptor(False, 2, 2), "4D"),
+        (
+            np.random.default_rng(1).random((4, 4, 32)),
+            DataAndMetadata.DataDescriptor(False, 2, 1),
+            "spectrum",
+        ),
+        (np.full((32, 32), 3.0), None, "constant"),
+        (np.full((32, 32), np.nan), None, "NaN"),
+        (np.random.default_rng(1).random((4, 4)), None, "too small"),
+    ],
+)
 def test_bad_selection_is_one_line_and_creates_nothing(said, data, descriptor, line):
     with swift() as dc:
         add_image(dc, data, descriptor=descriptor)
@@ -286,8 +264,9 @@ def test_uncalibrated_image_is_told_whose_pixel_size_it_has(said):
         assert overlay.xdata.dimensional_calibrations[0].scale == pytest.approx(0.02 / 16)
 
 
-@pytest.mark.parametrize("descriptor", [DataAndMetadata.DataDescriptor(True, 0, 2),
-                                        DataAndMetadata.DataDescriptor(False, 1, 2)])
+@pytest.mark.parametrize(
+    "descriptor", [DataAndMetadata.DataDescriptor(True, 0, 2), DataAndMetadata.DataDescriptor(False, 1, 2)]
+)
 def test_a_movie_is_annotated_at_the_frame_that_is_shown(descriptor, monkeypatch):
     runs = []
 
@@ -430,14 +409,20 @@ def test_at_most_fifty_marks():
         wait_for(done(dc), dc)
         _, table, _ = annotation(dc.document_model)
         assert len(table.metadata["stemdl"]["defects"]) == 64
-        assert len(dc.document_model.get_display_item_for_data_item(image).graphics) == computations.MOST_MARKS
+        assert (
+            len(dc.document_model.get_display_item_for_data_item(image).graphics) == computations.MOST_MARKS
+        )
 
 
 def test_action_is_registered_once_with_a_free_key():
     actions.register()
     assert Window.actions["stemdl.annotate"].action_name
     mine = Window.action_shortcuts["stemdl.annotate"]["window"]
-    others = [keys for action, d in Window.action_shortcuts.items() if action != "stemdl.annotate"
-              for keys in d.values()]
+    others = [
+        keys
+        for action, d in Window.action_shortcuts.items()
+        if action != "stemdl.annotate"
+        for keys in d.values()
+    ]
     assert mine not in others
     assert all(mine not in keys for keys in others if isinstance(keys, list))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 
-from . import actions, computations
+from . import actions, computations, panel
 
 
 class StemdlExtension:
@@ -18,6 +18,7 @@ class StemdlExtension:
 
         computations.register()
         actions.register()
+        panel.register()
         self.__app = getattr(Application, "app", None)
         if self.__app is not None:
             self.__app.register_menu_handler(actions.build_menu)
@@ -27,4 +28,5 @@ class StemdlExtension:
         if self.__app is not None:
             self.__app.unregister_menu_handler(actions.build_menu)
             self.__app = None
+        panel.unregister()
         actions.unregister()

@@ -32,14 +32,20 @@ def notify(title: str, text: str) -> None:
 class AnnotateCommand(Undo.UndoableCommand):
     """Adds overlay, table and computation for each of some images; undo takes all of it back, redo restores it."""
 
-    def __init__(self, document_controller: DocumentController.DocumentController,
-                 display_items: typing.Sequence[DisplayItem.DisplayItem], options: computations.Options) -> None:
+    def __init__(
+        self,
+        document_controller: DocumentController.DocumentController,
+        display_items: typing.Sequence[DisplayItem.DisplayItem],
+        options: computations.Options,
+    ) -> None:
         super().__init__(_("Annotate Atoms and Defects"))
         self.__document_controller = document_controller
         self.__display_items = list(display_items)
         self.__options = options
         workspace = document_controller.workspace_controller
-        self.__old_layout: Persistence.PersistentDictType | None = workspace.deconstruct() if workspace else None
+        self.__old_layout: Persistence.PersistentDictType | None = (
+            workspace.deconstruct() if workspace else None
+        )
         self.__new_layout: Persistence.PersistentDictType | None = None
         self.__proxies: list[typing.Any] = []
         self.__logs: list[Changes.UndeleteLog] = []
@@ -64,7 +70,9 @@ class AnnotateCommand(Undo.UndoableCommand):
 
     def _perform(self) -> None:
         for display_item in self.__display_items:
-            picture, table, computation = computations.create(self.__document_model, display_item, self.__options)
+            picture, table, computation = computations.create(
+                self.__document_model, display_item, self.__options
+            )
             self.__proxies.append(table.create_proxy())
             _FirstRun(self.__document_controller, computation, self)
             show_beside(self.__document_controller, display_item, picture)
@@ -110,8 +118,12 @@ class _FirstRun:
 
     _waiting: typing.ClassVar[set[_FirstRun]] = set()
 
-    def __init__(self, document_controller: DocumentController.DocumentController,
-                 computation: Symbolic.Computation, command: AnnotateCommand) -> None:
+    def __init__(
+        self,
+        document_controller: DocumentController.DocumentController,
+        computation: Symbolic.Computation,
+        command: AnnotateCommand,
+    ) -> None:
         self.__document_controller = document_controller
         self.__computation = computation
         self.__command = command
@@ -161,8 +173,11 @@ def _calibration_lines(metadata: typing.Mapping[str, typing.Any]) -> tuple[str, 
     return (adapters.calibration_statement(metadata),)
 
 
-def show_beside(document_controller: DocumentController.DocumentController, display_item: DisplayItem.DisplayItem,
-                picture: typing.Any) -> None:
+def show_beside(
+    document_controller: DocumentController.DocumentController,
+    display_item: DisplayItem.DisplayItem,
+    picture: typing.Any,
+) -> None:
     """Show the overlay in an empty display panel, or in a new one to the right of the image."""
     shown = document_controller.document_model.get_display_item_for_data_item(picture)
     workspace = document_controller.workspace_controller
@@ -178,8 +193,10 @@ def show_beside(document_controller: DocumentController.DocumentController, disp
         workspace.insert_display_panel(beside, "right", shown).close()
 
 
-def annotate(document_controller: DocumentController.DocumentController,
-             display_items: typing.Sequence[DisplayItem.DisplayItem]) -> None:
+def annotate(
+    document_controller: DocumentController.DocumentController,
+    display_items: typing.Sequence[DisplayItem.DisplayItem],
+) -> None:
     """Annotate the selected images. One line is shown for those that cannot be."""
     from stemdl_core.errors import StemdlError
 
@@ -209,8 +226,11 @@ def annotate(document_controller: DocumentController.DocumentController,
         document_controller.push_undo_command(command)
 
 
-def _again(document_controller: DocumentController.DocumentController, computation: Symbolic.Computation,
-           options: computations.Options) -> None:
+def _again(
+    document_controller: DocumentController.DocumentController,
+    computation: Symbolic.Computation,
+    options: computations.Options,
+) -> None:
     """The image has been annotated before: show the result and use the model that is chosen now."""
     picture, source = computation.get_output("overlay"), computations.source_of(computation)
     display_item = computations.display_item_of(source) if source else None
@@ -223,14 +243,19 @@ def _again(document_controller: DocumentController.DocumentController, computati
             set_variable(document_controller, computation, variable, options.model)
 
 
-def set_variable(document_controller: DocumentController.DocumentController, computation: Symbolic.Computation,
-                 variable: Symbolic.ComputationVariable, value: typing.Any) -> None:
+def set_variable(
+    document_controller: DocumentController.DocumentController,
+    computation: Symbolic.Computation,
+    variable: Symbolic.ComputationVariable,
+    value: typing.Any,
+) -> None:
     """Change a parameter as the inspector does, with undo."""
     from nion.swift import Inspector
 
     if variable.value != value:
-        command = Inspector.ChangeComputationVariableCommand(document_controller.document_model, computation, variable,
-                                                             value=value)
+        command = Inspector.ChangeComputationVariableCommand(
+            document_controller.document_model, computation, variable, value=value
+        )
         command.perform()
         document_controller.push_undo_command(command)
 
@@ -279,9 +304,15 @@ def build_menu(document_controller: DocumentController.DocumentController) -> No
     menu = document_controller.get_or_create_menu("stemdl_menu", _("Atoms"), "window_menu")
     for action in _ACTIONS:
         keys = Window.action_shortcuts.get(action.action_id, {}).get("window")
-        menu.add_menu_item(action.action_name, _perform(document_controller, action.action_id), key_sequence=keys,
-                           action_id=action.action_id)
+        menu.add_menu_item(
+            action.action_name,
+            _perform(document_controller, action.action_id),
+            key_sequence=keys,
+            action_id=action.action_id,
+        )
 
 
-def _perform(document_controller: DocumentController.DocumentController, action_id: str) -> typing.Callable[[], None]:
+def _perform(
+    document_controller: DocumentController.DocumentController, action_id: str
+) -> typing.Callable[[], None]:
     return lambda: document_controller.perform_action(action_id)

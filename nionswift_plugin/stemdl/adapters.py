@@ -13,15 +13,25 @@ import numpy
 
 if typing.TYPE_CHECKING:
     from nion.data import Calibration, DataAndMetadata
+
     from stemdl_core.analysis import Defect, FrameAnalysis
     from stemdl_core.calibration import PixelSize
     from stemdl_core.frames import Frame
 
 #: Nanometres in one unit of a calibrated axis, by the spellings that microscopes write.
 UNITS_NM = {
-    "nm": 1.0, "pm": 1e-3, "um": 1e3, "\N{MICRO SIGN}m": 1e3, "\N{GREEK SMALL LETTER MU}m": 1e3,
-    "A": 0.1, "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}": 0.1, "\N{ANGSTROM SIGN}": 0.1, "angstrom": 0.1,
-    "Angstrom": 0.1, "mm": 1e6, "m": 1e9,
+    "nm": 1.0,
+    "pm": 1e-3,
+    "um": 1e3,
+    "\N{MICRO SIGN}m": 1e3,
+    "\N{GREEK SMALL LETTER MU}m": 1e3,
+    "A": 0.1,
+    "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}": 0.1,
+    "\N{ANGSTROM SIGN}": 0.1,
+    "angstrom": 0.1,
+    "Angstrom": 0.1,
+    "mm": 1e6,
+    "m": 1e9,
 }
 #: Units of axes that do not run through real space; such images are diffraction patterns or spectra.
 _OTHER_SPACES = ("1/", "rad", "mrad", "eV", "keV", "s", "ms", "us", "ns", "deg", "Hz")
@@ -29,8 +39,19 @@ _OTHER_SPACES = ("1/", "rad", "mrad", "eV", "keV", "s", "ms", "us", "ns", "deg",
 _SAME_SCALE = 1e-3
 
 #: Columns of the atoms table, each with its unit.
-COLUMNS = (("id", ""), ("y_px", "px"), ("x_px", "px"), ("y_nm", "nm"), ("x_nm", "nm"), ("Z", ""), ("score", ""),
-           ("sigma_pm", "pm"), ("intensity", "host columns"), ("edge", ""), ("defect", ""))
+COLUMNS = (
+    ("id", ""),
+    ("y_px", "px"),
+    ("x_px", "px"),
+    ("y_nm", "nm"),
+    ("x_nm", "nm"),
+    ("Z", ""),
+    ("score", ""),
+    ("sigma_pm", "pm"),
+    ("intensity", "host columns"),
+    ("edge", ""),
+    ("defect", ""),
+)
 #: The table's key in the metadata of a data item, and the version of what stands there.
 METADATA_KEY = "stemdl"
 SCHEMA = 1
@@ -79,7 +100,8 @@ def is_movie(xdata: DataAndMetadata.DataAndMetadata) -> bool:
     """Whether the data is a sequence of images; stacks from other programs arrive as 1-D collections of images."""
     descriptor = xdata.data_descriptor
     return descriptor.datum_dimension_count == 2 and (
-        descriptor.is_sequence + descriptor.collection_dimension_count == 1)
+        descriptor.is_sequence + descriptor.collection_dimension_count == 1
+    )
 
 
 def frame_of(xdata: DataAndMetadata.DataAndMetadata, *, index: int = 0, source: str = "") -> Frame:
@@ -115,7 +137,9 @@ def pixel_size_of(calibrations: typing.Sequence[Calibration.Calibration]) -> Pix
     for calibration in calibrations:
         units = (calibration.units or "").strip()
         if units.startswith("1/") or units in _OTHER_SPACES:
-            raise CalibrationError(f"the image's axes are in {units}, not in nm: this is not a real-space image")
+            raise CalibrationError(
+                f"the image's axes are in {units}, not in nm: this is not a real-space image"
+            )
         scale = abs(calibration.scale) * UNITS_NM.get(units, 0.0)
         if not (math.isfinite(scale) and scale > 0):
             return None
@@ -181,9 +205,19 @@ def table_of(analysis: FrameAnalysis) -> tuple[numpy.ndarray, dict[str, typing.A
         defect_of[list(defect.site_ids)] = defect.id
     numbers = {symbol: element(symbol) for symbol in sorted(set(sites.species.tolist()))}
     yx_nm = analysis.pixel_size.to_nm(sites.yx_px)
-    columns = (numpy.arange(len(sites)), sites.y_px, sites.x_px, yx_nm[:, 0], yx_nm[:, 1],
-               [numbers[s] for s in sites.species.tolist()], sites.score, sites.sigma_pm, sites.intensity,
-               sites.edge, defect_of)
+    columns = (
+        numpy.arange(len(sites)),
+        sites.y_px,
+        sites.x_px,
+        yx_nm[:, 0],
+        yx_nm[:, 1],
+        [numbers[s] for s in sites.species.tolist()],
+        sites.score,
+        sites.sigma_pm,
+        sites.intensity,
+        sites.edge,
+        defect_of,
+    )
     table = numpy.stack([numpy.asarray(c, dtype=float) for c in columns], axis=1)
     if not len(table):
         table = numpy.full((1, len(COLUMNS)), numpy.nan)
@@ -206,17 +240,22 @@ def table_of(analysis: FrameAnalysis) -> tuple[numpy.ndarray, dict[str, typing.A
         "alloy": {k: [float(f), float(s)] for k, (f, s) in analysis.alloy.items()},
         "masked_fraction": float(analysis.masked_fraction),
         "warnings": list(analysis.warnings),
-        "defects": [_defect_entry(d, geometry=i < MOST_DEFECTS_WITH_GEOMETRY)
-                    for i, d in enumerate(analysis.defects)],
+        "defects": [
+            _defect_entry(d, geometry=i < MOST_DEFECTS_WITH_GEOMETRY) for i, d in enumerate(analysis.defects)
+        ],
     }
     return table, metadata
 
 
 def _defect_entry(defect: Defect, *, geometry: bool) -> dict[str, typing.Any]:
     entry: dict[str, typing.Any] = {
-        "id": int(defect.id), "name": defect.name, "composition": {k: int(n) for k, n in defect.composition.items()},
-        "center_px": [round(float(v), 3) for v in defect.center_px], "missing_atoms": int(defect.missing_atoms),
-        "probability": round(float(defect.probability), 4), "site_ids": [int(i) for i in defect.site_ids],
+        "id": int(defect.id),
+        "name": defect.name,
+        "composition": {k: int(n) for k, n in defect.composition.items()},
+        "center_px": [round(float(v), 3) for v in defect.center_px],
+        "missing_atoms": int(defect.missing_atoms),
+        "probability": round(float(defect.probability), 4),
+        "site_ids": [int(i) for i in defect.site_ids],
     }
     if defect.alternatives:
         entry["alternatives"] = [[n, round(float(p), 4)] for n, p in defect.alternatives]
@@ -237,8 +276,11 @@ def calibration_statement(metadata: typing.Mapping[str, typing.Any]) -> str:
     return f"{used:.2f} pm/px, from the image's calibration"
 
 
-def overlay_calibrations(calibrations: typing.Sequence[Calibration.Calibration], zoom: float,
-                         metadata: typing.Mapping[str, typing.Any]) -> list[Calibration.Calibration]:
+def overlay_calibrations(
+    calibrations: typing.Sequence[Calibration.Calibration],
+    zoom: float,
+    metadata: typing.Mapping[str, typing.Any],
+) -> list[Calibration.Calibration]:
     """Calibrations for a picture of the image that is `zoom` times as large.
 
     Both start at the outer edge of the first pixel, so that the offset stays. An image without calibration gets the

@@ -17,6 +17,7 @@ from . import adapters
 
 if typing.TYPE_CHECKING:
     from nion.swift.model import DisplayItem, DocumentModel
+
     from stemdl_core.analysis import FrameAnalysis
     from stemdl_core.frames import Frame
 
@@ -87,7 +88,14 @@ class _Recent:
         self._lock = threading.Lock()
 
     def get(self, owner: typing.Any, frame: Frame, options: Options) -> FrameAnalysis:
-        key = (zlib.crc32(frame.image), frame.shape, frame.index, frame.pixel_size, options.model, options.dopant)
+        key = (
+            zlib.crc32(frame.image),
+            frame.shape,
+            frame.index,
+            frame.pixel_size,
+            options.model,
+            options.dopant,
+        )
         with self._lock:
             found = self._items.get(owner)
         if found is not None and found[0] == key:
@@ -139,7 +147,9 @@ class Annotate:
     def execute(self, *, src: typing.Any, **parameters: typing.Any) -> None:
         """Find atoms and draw them. On a worker thread."""
         xdata = src.xdata
-        if xdata is None or adapters.is_partial(xdata.metadata, xdata.data_shape[-2] if xdata.data_shape else 0):
+        if xdata is None or adapters.is_partial(
+            xdata.metadata, xdata.data_shape[-2] if xdata.data_shape else 0
+        ):
             return
         known = Options.__dataclass_fields__
         options = Options(**{name: value for name, value in parameters.items() if name in known})
@@ -168,24 +178,33 @@ class Annotate:
             update_marks(display_item, table, self.__analysis)
 
 
-def results(xdata: DataAndMetadata.DataAndMetadata, frame: Frame, analysis: FrameAnalysis,
-            options: Options) -> tuple[DataAndMetadata.DataAndMetadata, DataAndMetadata.DataAndMetadata]:
+def results(
+    xdata: DataAndMetadata.DataAndMetadata, frame: Frame, analysis: FrameAnalysis, options: Options
+) -> tuple[DataAndMetadata.DataAndMetadata, DataAndMetadata.DataAndMetadata]:
     """Contents of the overlay item and of the table item."""
     from . import overlay
 
     table, metadata = adapters.table_of(analysis)
-    style = overlay.Style(options.atoms, options.bonds, options.defects, options.names,
-                          0.01 * options.min_score_percent)
+    style = overlay.Style(
+        options.atoms, options.bonds, options.defects, options.names, 0.01 * options.min_score_percent
+    )
     picture = overlay.render(frame.image, analysis, style)
-    calibrations = adapters.overlay_calibrations(xdata.dimensional_calibrations[-2:], overlay.zoom_for(frame.shape),
-                                                 metadata)
-    return (DataAndMetadata.new_data_and_metadata(picture, dimensional_calibrations=calibrations,
-                                                  metadata={adapters.METADATA_KEY: {"overlay": adapters.SCHEMA}}),
-            DataAndMetadata.new_data_and_metadata(table, metadata={adapters.METADATA_KEY: metadata}))
+    calibrations = adapters.overlay_calibrations(
+        xdata.dimensional_calibrations[-2:], overlay.zoom_for(frame.shape), metadata
+    )
+    return (
+        DataAndMetadata.new_data_and_metadata(
+            picture,
+            dimensional_calibrations=calibrations,
+            metadata={adapters.METADATA_KEY: {"overlay": adapters.SCHEMA}},
+        ),
+        DataAndMetadata.new_data_and_metadata(table, metadata={adapters.METADATA_KEY: metadata}),
+    )
 
 
-def create(document_model: DocumentModel.DocumentModel, display_item: DisplayItem.DisplayItem,
-           options: Options) -> tuple[DataItem.DataItem, DataItem.DataItem, Symbolic.Computation]:
+def create(
+    document_model: DocumentModel.DocumentModel, display_item: DisplayItem.DisplayItem, options: Options
+) -> tuple[DataItem.DataItem, DataItem.DataItem, Symbolic.Computation]:
     """Add the overlay item, the table item and the computation that fills them. On the main thread.
 
     Returns
@@ -202,8 +221,9 @@ def create(document_model: DocumentModel.DocumentModel, display_item: DisplayIte
     unknown = numpy.full((1, len(adapters.COLUMNS)), numpy.nan)
     metadata = {"columns": [name for name, _unit in adapters.COLUMNS], "atoms": 0, "pending": True}
     table = _new_item(unknown, {adapters.METADATA_KEY: metadata}, source.category)
-    picture = _new_item(drawing.plain(frame.image), {adapters.METADATA_KEY: {"overlay": adapters.SCHEMA}},
-                        source.category)
+    picture = _new_item(
+        drawing.plain(frame.image), {adapters.METADATA_KEY: {"overlay": adapters.SCHEMA}}, source.category
+    )
     document_model.append_data_item(table)
     document_model.append_data_item(picture)
     computation = document_model.create_computation()
@@ -216,8 +236,15 @@ def create(document_model: DocumentModel.DocumentModel, display_item: DisplayIte
     computation.create_variable("dopant", kinds.STRING, options.dopant)
     for name in ("atoms", "bonds", "defects", "names"):
         computation.create_variable(name, kinds.BOOLEAN, getattr(options, name))
-    computation.create_variable("min_score_percent", kinds.REAL, options.min_score_percent, value_default=0.0,
-                                value_min=0.0, value_max=100.0, control_type="slider")
+    computation.create_variable(
+        "min_score_percent",
+        kinds.REAL,
+        options.min_score_percent,
+        value_default=0.0,
+        value_min=0.0,
+        value_max=100.0,
+        control_type="slider",
+    )
     computation.create_output_item("overlay", Symbolic.make_item(picture))
     computation.create_output_item("table", Symbolic.make_item(table))
     computation.processing_id = COMPUTATION_ID
@@ -243,22 +270,30 @@ def display_item_of(data_item: DataItem.DataItem) -> DisplayItem.DisplayItem | N
     return document_model.get_best_display_item_for_data_item(data_item) if document_model else None
 
 
-def find(document_model: DocumentModel.DocumentModel,
-         data_item: DataItem.DataItem | None) -> Symbolic.Computation | None:
+def find(
+    document_model: DocumentModel.DocumentModel, data_item: DataItem.DataItem | None
+) -> Symbolic.Computation | None:
     """The annotation that a data item is the image, the overlay or the table of."""
     for computation in document_model.computations:
-        if data_item is not None and computation.processing_id == COMPUTATION_ID and (
-                data_item is source_of(computation) or data_item in computation.output_items):
+        if (
+            data_item is not None
+            and computation.processing_id == COMPUTATION_ID
+            and (data_item is source_of(computation) or data_item in computation.output_items)
+        ):
             return computation
     return None
 
 
 def marks_of(display_item: DisplayItem.DisplayItem, table: DataItem.DataItem) -> list[Graphics.Graphic]:
     """The defect marks on an image that belong to a table."""
-    return [g for g in display_item.graphics if g.source is table and (g.graphic_id or "").startswith(_MARK_ID)]
+    return [
+        g for g in display_item.graphics if g.source is table and (g.graphic_id or "").startswith(_MARK_ID)
+    ]
 
 
-def update_marks(display_item: DisplayItem.DisplayItem, table: DataItem.DataItem, analysis: FrameAnalysis) -> None:
+def update_marks(
+    display_item: DisplayItem.DisplayItem, table: DataItem.DataItem, analysis: FrameAnalysis
+) -> None:
     """Circle the defects on the image, with their names. On the main thread.
 
     The marks that are there are moved and renamed rather than replaced, and touched only where they change: every change
@@ -269,11 +304,14 @@ def update_marks(display_item: DisplayItem.DisplayItem, table: DataItem.DataItem
     marks = marks_of(display_item, table)
     changes = []
     for defect, mark in zip(wanted, [*marks, *([None] * len(wanted))]):
-        state = {"bounds": adapters.defect_bounds(defect, analysis), "label": defect.name,
-                 "stroke_color": _UNKNOWN_COLOUR if defect.name == "unknown" else _MARK_COLOUR}
+        state = {
+            "bounds": adapters.defect_bounds(defect, analysis),
+            "label": defect.name,
+            "stroke_color": _UNKNOWN_COLOUR if defect.name == "unknown" else _MARK_COLOUR,
+        }
         if mark is None or any(_value(mark, name) != value for name, value in state.items()):
             changes.append((mark, state))
-    surplus = marks[len(wanted):]
+    surplus = marks[len(wanted) :]
     if not changes and not surplus:
         return
     document_model = table._document_model

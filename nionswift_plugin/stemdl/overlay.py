@@ -17,10 +17,23 @@ TARGET_PX = 1024
 LARGEST_PX = 2048
 #: Colours (R, G, B) that stay apart for colour-blind eyes and on grey. Hosts are cool, foreign atoms warm.
 SPECIES_RGB: dict[str, tuple[int, int, int]] = {
-    "C": (86, 180, 233), "Si": (255, 159, 28), "N": (120, 110, 255), "B": (255, 170, 190), "O": (255, 80, 80),
-    "P": (255, 96, 56), "Al": (230, 200, 90), "Ge": (210, 150, 60), "H": (245, 245, 245),
-    "Mo": (64, 206, 227), "W": (255, 99, 190), "Se": (170, 220, 80), "S": (245, 225, 80), "V": (255, 140, 60),
-    "Te": (200, 140, 70), "Nb": (90, 220, 160), "Re": (240, 120, 120),
+    "C": (86, 180, 233),
+    "Si": (255, 159, 28),
+    "N": (120, 110, 255),
+    "B": (255, 170, 190),
+    "O": (255, 80, 80),
+    "P": (255, 96, 56),
+    "Al": (230, 200, 90),
+    "Ge": (210, 150, 60),
+    "H": (245, 245, 245),
+    "Mo": (64, 206, 227),
+    "W": (255, 99, 190),
+    "Se": (170, 220, 80),
+    "S": (245, 225, 80),
+    "V": (255, 140, 60),
+    "Te": (200, 140, 70),
+    "Nb": (90, 220, 160),
+    "Re": (240, 120, 120),
 }
 _OTHER_RGB = (255, 255, 255)
 _DEFECT_RGB = (255, 221, 87)
@@ -124,14 +137,24 @@ def render(image: numpy.ndarray, analysis: FrameAnalysis, style: Style) -> numpy
             radius = min(max((0.15 if species in host else 0.23) * bond, 1.2), 11.0)
             canvas.discs(yx[which], radius, SPECIES_RGB.get(species, _OTHER_RGB))
     if style.names:
-        size = int(min(max(0.62 * bond, 13), 22))
-        labels = [_label(defect.name, defect.center_px, defect.site_ids, yx, zoom, bond) for defect in analysis.defects]
+        side = max(canvas.shape)
+        size = int(min(max(0.7 * bond, 0.022 * side, 11), max(0.034 * side, 11)))
+        labels = [
+            _label(defect.name, defect.center_px, defect.site_ids, yx, zoom, bond)
+            for defect in analysis.defects
+        ]
         canvas.texts(labels, size, _DEFECT_RGB)
     return canvas.bgr
 
 
-def _label(name: str, center_px: tuple[float, float], site_ids: tuple[int, ...], yx: numpy.ndarray, zoom: float,
-           bond: float) -> tuple[str, float, float]:
+def _label(
+    name: str,
+    center_px: tuple[float, float],
+    site_ids: tuple[int, ...],
+    yx: numpy.ndarray,
+    zoom: float,
+    bond: float,
+) -> tuple[str, float, float]:
     """A name, and the point above its defect where the middle of its foot stands."""
     y, x = ((v + 0.5) * zoom - 0.5 for v in center_px)
     top = float(yx[list(site_ids), 0].min()) if site_ids else y
@@ -164,8 +187,14 @@ class _Canvas:
         self._blend(index, numpy.clip(radius + 1.5 - distance, 0, 1) * 0.55, (10, 14, 20))
         self._blend(index, numpy.clip(radius + 0.5 - distance, 0, 1) * 0.95, rgb)
 
-    def lines(self, start: numpy.ndarray, end: numpy.ndarray, half_width: float, rgb: tuple[int, int, int],
-              opacity: float) -> None:
+    def lines(
+        self,
+        start: numpy.ndarray,
+        end: numpy.ndarray,
+        half_width: float,
+        rgb: tuple[int, int, int],
+        opacity: float,
+    ) -> None:
         """Lines from (N, 2) to (N, 2) positions."""
         if not len(start):
             return
@@ -184,7 +213,9 @@ class _Canvas:
         index = self._index(y.astype(numpy.int32), x.astype(numpy.int32))
         self._blend(index, numpy.clip(half_width + 0.5 - distance, 0, 1) * opacity, rgb)
 
-    def outline(self, members: numpy.ndarray, radius: float, half_width: float, rgb: tuple[int, int, int]) -> None:
+    def outline(
+        self, members: numpy.ndarray, radius: float, half_width: float, rgb: tuple[int, int, int]
+    ) -> None:
         """The outline of the union of discs around (M, 2) positions."""
         height, width = self.shape
         reach = radius + half_width + 2
@@ -214,7 +245,10 @@ class _Canvas:
         for text, y, x in labels:
             left, top, right, bottom = ink_pen.textbbox((0, 0), text, font=font)
             wide, high = right - left, bottom - top
-            corner = (min(max(x - wide / 2, 3), width - wide - 3) - left, min(max(y - high, 3), height - high - 3) - top)
+            corner = (
+                min(max(x - wide / 2, 3), width - wide - 3) - left,
+                min(max(y - high, 3), height - high - 3) - top,
+            )
             halo_pen.text(corner, text, fill=255, font=font, stroke_width=max(2, size // 7))
             ink_pen.text(corner, text, fill=255, font=font)
         for layer, colour, opacity in ((halo, (10, 14, 20), 0.75), (ink, rgb, 1.0)):
@@ -231,8 +265,9 @@ class _Canvas:
         middle = numpy.rint(yx).astype(numpy.int32)
         y = middle[:, 0, None, None] + side[None, :, None]
         x = middle[:, 1, None, None] + side[None, None, :]
-        distance = numpy.hypot((y - yx[:, 0, None, None]).astype(numpy.float32),
-                               (x - yx[:, 1, None, None]).astype(numpy.float32))
+        distance = numpy.hypot(
+            (y - yx[:, 0, None, None]).astype(numpy.float32), (x - yx[:, 1, None, None]).astype(numpy.float32)
+        )
         return self._index(*numpy.broadcast_arrays(y, x)), distance
 
     def _index(self, y: numpy.ndarray, x: numpy.ndarray) -> numpy.ndarray:

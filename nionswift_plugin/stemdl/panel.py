@@ -1,0 +1,339 @@
+"""The panel "Atoms and Defects": start, choose what to draw, and read what was found. No numerics."""
+
+from __future__ import annotations
+
+import gettext
+import typing
+
+from nion.swift import Panel, Workspace
+from nion.ui import Declarative
+from nion.utils import Model
+
+from . import actions, adapters, computations
+
+if typing.TYPE_CHECKING:
+    from nion.swift import DocumentController
+    from nion.swift.model import DataItem, DisplayItem, Symbolic
+
+_ = gettext.gettext
+
+PANEL_ID = "stemdl-panel"
+_WIDTH = 300
+_DRAWN = (("atoms", _("Atoms")), ("bonds", _("Bonds")), ("defects", _("Outlines")), ("names", _("Names")))
+
+
+def headline(metadata: typing.Mapping[str, typing.Any]) -> str:
+    """How many atoms of each element, for instance "612 C, 1 Si"; host first."""
+    counts = sorted(metadata.get("counts", {}).items(), key=lambda item: -item[1])
+    return ", ".join(f"{n} {symbol}" for symbol, n in counts) or _("No atoms found")
+
+
+def defect_summary(metadata: typing.Mapping[str, typing.Any]) -> str:
+    """Names of the defects with their numbers, for instance "2 Si-C3, 1 DV(5-8-5)"; the most frequent first."""
+    names: dict[str, int] = {}
+    for defect in metadata.get("defects", ()):
+        names[defect["name"]] = names.get(defect["name"], 0) + 1
+    if not names:
+        return _("No defects")
+    return ", ".join(f"{n} {name}" for name, n in sorted(names.items(), key=lambda item: (-item[1], item[0])))
+
+
+def alloy_summary(metadata: typing.Mapping[str, typing.Any]) -> str:
+    """Fractions of foreign elements on their sublattice; empty where there are none."""
+    return ", ".join(
+        f"{symbol} {100 * f:.1f} \N{PLUS-MINUS SIGN} {100 * s:.1f} %"
+        for symbol, (f, s) in metadata.get("alloy", {}).items()
+    )
+
+
+def defect_lines(metadata: typing.Mapping[str, typing.Any]) -> list[str]:
+    """One line a defect: number, name, position."""
+    step = float(metadata.get("pixel_size_nm", 0.0))
+    return [
+        f"{d['id']}   {d['name']}   ({d['center_px'][1] * step:.2f}, {d['center_px'][0] * step:.2f}) nm"
+        for d in metadata.get("defects", ())
+    ]
+
+
+def chemistry(metadata: typing.Mapping[str, typing.Any], index: int | None) -> str:
+    """Composition, bonds and angles of one defect."""
+    defects = metadata.get("defects", ())
+    if index is None or not 0 <= index < len(defects):
+        return ""
+    defect = defects[index]
+    lines = [" ".join(f"{symbol}{n}" for symbol, n in defect["composition"].items())]
+    if defect.get("missing_atoms"):
+        lines[0] += _("   missing atoms: {}").format(defect["missing_atoms"])
+    if defect.get("bonds"):
+        lengths = sorted(length for _a, _b, length in defect["bonds"])
+        lines.append(_("Bonds (pm): ") + _few([f"{length:.0f}" for length in lengths]))
+    if defect.get("angles"):
+        angles = sorted(angle for _a, _at, _b, angle in defect["angles"])
+        lines.append(_("Angles (\N{DEGREE SIGN}): ") + _few([f"{angle:.0f}" for angle in angles]))
+    if defect.get("probability", 1.0) < 0.995:
+        lines.append(_("Probability of the name: {:.0f} %").format(100 * defect["probability"]))
+    for name, probability in defect.get("alternatives", ()):
+        lines.append(_("or {} ({:.0f} %)").format(name, 100 * probability))
+    return "\n".join(lines)
+
+
+def _few(values: list[str], most: int = 12) -> str:
+    return ", ".join(values[:most]) + (", \N{HORIZONTAL ELLIPSIS}" if len(values) > most else "")
+
+
+def model_names() -> list[str]:
+    """Names of the models that are installed, found without loading any of the network code."""
+    from stemdl_core._paths import weights_folders
+
+    names = {card.parent.name for folder in weights_folders() for card in folder.glob("*/model.json")}
+    return sorted(names | {computations.DEFAULT_MODEL})
+
+
+class PanelHandler(Declarative.Handler):
+    """What stands in the panel, kept in step with the selected image and its results."""
+
+    def __init__(self, document_controller: DocumentController.DocumentController) -> None:
+        super().__init__()
+        self.__document_controller = document_controller
+        self.__computation: Symbolic.Computation | None = None
+        self.__table: DataItem.DataItem | None = None
+        self.__result_listeners: list[typing.Any] = []
+        self.__metadata: typing.Mapping[str, typing.Any] = {}
+        self.__showing = False
+
+        names = model_names()
+        chosen = actions.chosen_model(document_controller)
+        self.models = Model.PropertyModel[list[str]](names if chosen in names else [*names, chosen])
+        self.model_index = Model.PropertyModel[int]((self.models.value or []).index(chosen))
+        self.state = Model.PropertyModel[str]("")
+        self.found = Model.PropertyModel[str]("")
+        self.names = Model.PropertyModel[str]("")
+        self.scale = Model.PropertyModel[str]("")
+        self.warnings = Model.PropertyModel[str]("")
+        self.defects = Model.PropertyModel[list[str]]([])
+        self.defect_index = Model.PropertyModel[int](None)
+        self.detail = Model.PropertyModel[str]("")
+        self.has_result = Model.PropertyModel[bool](False)
+        self.drawn = {name: Model.PropertyModel[bool](True) for name, _label in _DRAWN}
+        self.draw_atoms, self.draw_bonds, self.draw_defects, self.draw_names = self.drawn.values()
+
+        self.model_index.on_value_changed = self.__model_chosen
+        self.defect_index.on_value_changed = self.__defect_chosen
+        for name, model in self.drawn.items():
+            model.on_value_changed = self.__drawing_chosen(name)
+
+        document_model = document_controller.document_model
+        self.__listeners = [
+            document_controller.focused_display_item_changed_event.listen(self.__focus_changed),
+            document_model.item_inserted_event.listen(self.__item_inserted),
+            document_model.item_removed_event.listen(self.__item_removed),
+        ]
+        self.ui_view = self.__build()
+        self.__focus_changed(document_controller.focused_display_item)
+
+    def close(self) -> None:
+        for listener in (*self.__listeners, *self.__result_listeners):
+            listener.close()
+        self.__listeners, self.__result_listeners = [], []
+        self.__computation = self.__table = None
+        self.__document_controller = typing.cast(typing.Any, None)
+        super().close()
+
+    def __build(self) -> Declarative.UIDescription:
+        u = Declarative.DeclarativeUI()
+
+        def line(text: str, **properties: typing.Any) -> Declarative.UIDescription:
+            return u.create_row(
+                u.create_label(text=text, width=_WIDTH, word_wrap=True, **properties), u.create_stretch()
+            )
+
+        checks = [
+            u.create_check_box(
+                text=label, checked=f"@binding(draw_{name}.value)", enabled="@binding(has_result.value)"
+            )
+            for name, label in _DRAWN
+        ]
+        return u.create_column(
+            u.create_row(
+                u.create_label(text=_("Model")),
+                u.create_combo_box(
+                    items_ref="@binding(models.value)", current_index="@binding(model_index.value)", width=170
+                ),
+                u.create_stretch(),
+                spacing=8,
+            ),
+            u.create_row(
+                u.create_push_button(
+                    text=_("Annotate"),
+                    on_clicked="annotate_clicked",
+                    width=140,
+                    tool_tip=f"{actions.AnnotateAction.action_name} ({actions.ANNOTATE_KEYS})",
+                ),
+                u.create_stretch(),
+                spacing=8,
+            ),
+            line("@binding(state.value)"),
+            line("@binding(found.value)", font="bold"),
+            line("@binding(names.value)"),
+            line("@binding(scale.value)"),
+            line("@binding(warnings.value)", color="#B35900"),
+            u.create_row(*checks, u.create_stretch(), spacing=8),
+            u.create_list_box(
+                items_ref="@binding(defects.value)",
+                current_index="@binding(defect_index.value)",
+                height=110,
+                min_width=_WIDTH,
+            ),
+            line("@binding(detail.value)"),
+            u.create_stretch(),
+            spacing=6,
+            margin=8,
+        )
+
+    def annotate_clicked(self, widget: Declarative.UIWidget) -> None:
+        """The button does what the menu does."""
+        self.__document_controller.perform_action(actions.ANNOTATE_ID)
+
+    def __model_chosen(self, index: int | None) -> None:
+        names = self.models.value or []
+        if self.__showing or index is None or not 0 <= index < len(names):
+            return
+        actions.choose_model(self.__document_controller, names[index])
+        self.__set_variable("model", names[index])
+
+    def __drawing_chosen(self, name: str) -> typing.Callable[[bool | None], None]:
+        return lambda value: None if self.__showing else self.__set_variable(name, bool(value))
+
+    def __defect_chosen(self, index: int | None) -> None:
+        self.detail.value = chemistry(self.__metadata, index)
+        source = computations.source_of(self.__computation) if self.__computation else None
+        display_item = computations.display_item_of(source) if source else None
+        if self.__showing or index is None or display_item is None or self.__table is None:
+            return
+        defects = self.__metadata.get("defects", ())
+        if not 0 <= index < len(defects):
+            return
+        center = adapters.to_relative(defects[index]["center_px"], self.__metadata["shape"])
+        for mark in computations.marks_of(display_item, self.__table):
+            if abs(mark.center.y - center[0]) < 1e-6 and abs(mark.center.x - center[1]) < 1e-6:
+                display_item.graphic_selection.set(display_item.graphics.index(mark))
+
+    def __set_variable(self, name: str, value: typing.Any) -> None:
+        for variable in self.__computation.variables if self.__computation else ():
+            if variable.name == name:
+                actions.set_variable(self.__document_controller, self.__computation, variable, value)  # type: ignore[arg-type]
+
+    def __focus_changed(self, display_item: DisplayItem.DisplayItem | None) -> None:
+        data_item = display_item.data_item if display_item else None
+        self.__follow(computations.find(self.__document_controller.document_model, data_item))
+
+    def __item_inserted(self, key: str, value: typing.Any, index: int) -> None:
+        if key == "computations":
+            self.__focus_changed(self.__document_controller.focused_display_item)
+
+    def __item_removed(self, key: str, value: typing.Any, index: int) -> None:
+        if value is self.__computation:
+            self.__follow(None)
+
+    def __follow(self, computation: Symbolic.Computation | None) -> None:
+        if computation is not self.__computation:
+            for listener in self.__result_listeners:
+                listener.close()
+            self.__result_listeners = []
+            self.__computation = computation
+            self.__table = computation.get_output("table") if computation else None
+            if computation:
+                self.__result_listeners.append(
+                    computation.property_changed_event.listen(self.__computation_changed)
+                )
+                for variable in computation.variables:
+                    self.__result_listeners.append(
+                        variable.property_changed_event.listen(self.__computation_changed)
+                    )
+            if self.__table:
+                self.__result_listeners.append(self.__table.data_item_changed_event.listen(self.__show))
+        self.__show()
+
+    def __computation_changed(self, name: str) -> None:
+        if name in ("status", "error_text", "value"):
+            self.__show()
+
+    def __show(self) -> None:
+        # Setting a model below would otherwise be taken for a choice of the user.
+        self.__showing = True
+        try:
+            self.__fill()
+        finally:
+            self.__showing = False
+
+    def __fill(self) -> None:
+        computation, table = self.__computation, self.__table
+        known = (table.metadata if table else {}).get(adapters.METADATA_KEY, {})
+        ready = bool(known) and not known.get("pending")
+        self.__metadata = known if ready else {}
+        self.has_result.value = ready
+        error = computation.error_text if computation else None
+        if error:
+            self.state.value = error
+        elif computation is None:
+            self.state.value = _("Select an image and press Annotate.")
+        elif not ready:
+            self.state.value = _("Finding atoms. The first time, the model is loaded as well.")
+        else:
+            self.state.value = ""
+        self.found.value = headline(known) if ready else ""
+        self.names.value = (
+            "; ".join(filter(None, (defect_summary(known), alloy_summary(known)))) if ready else ""
+        )
+        self.scale.value = adapters.calibration_statement(known) if ready else ""
+        self.warnings.value = "\n".join(known.get("warnings", ())) if ready else ""
+        lines = defect_lines(known) if ready else []
+        if lines != self.defects.value:
+            self.defect_index.value = None
+            self.defects.value = lines
+        self.detail.value = chemistry(self.__metadata, self.defect_index.value)
+        values = {variable.name: variable.value for variable in computation.variables} if computation else {}
+        for name, model in self.drawn.items():
+            model.value = bool(values.get(name, True))
+        names = self.models.value or []
+        if values.get("model") and values["model"] not in names:
+            self.models.value = names = [*names, values["model"]]
+        if values.get("model"):
+            self.model_index.value = names.index(values["model"])
+
+
+class AtomsPanel(Panel.Panel):
+    """The dock panel."""
+
+    def __init__(
+        self,
+        document_controller: DocumentController.DocumentController,
+        panel_id: str,
+        properties: typing.Mapping[str, typing.Any],
+    ) -> None:
+        super().__init__(document_controller, panel_id, "stemdl")
+        self.handler = PanelHandler(document_controller)
+        column = document_controller.ui.create_column_widget(properties=dict(properties))
+        column.add(
+            Declarative.DeclarativeWidget(
+                document_controller.ui, document_controller.event_loop, self.handler
+            )
+        )
+        self.widget = column
+
+
+def register() -> None:
+    """Add the panel to Swift's Window menu."""
+    Workspace.WorkspaceManager().register_panel(
+        AtomsPanel,
+        PANEL_ID,
+        _("Atoms and Defects"),
+        ["left", "right"],
+        "right",
+        {"min-width": 320, "min-height": 380},
+    )
+
+
+def unregister() -> None:
+    """Take the panel out again."""
+    Workspace.WorkspaceManager().unregister_panel(PANEL_ID)

@@ -1,0 +1,167 @@
+"""The plugin in the real program, on a virtual screen. Pictures are kept for people to look at, not compared."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = ("Xvfb", "openbox", "xdotool", "import")
+#: Swift on a busy machine takes a minute to start.
+PATIENCE_S = 400
+
+pytestmark = [pytest.mark.screen, pytest.mark.slow]
+
+
+@pytest.fixture
+def screen() -> Iterator[str]:
+    """A virtual screen with a window manager; its name for DISPLAY."""
+    pytest.importorskip(
+        "nionui_app.nionswift", reason="Nion Swift's launcher (nionswift-tool) is not installed"
+    )
+    if launcher() is None:
+        pytest.skip("the program 'nionswift' (package nionswift-tool) is not installed")
+    for program in PROGRAMS:
+        if shutil.which(program) is None:
+            pytest.skip(f"the program {program!r} is not installed")
+    with contextlib.ExitStack() as stack:
+        read, write = os.pipe()
+        xvfb = subprocess.Popen(
+            ["Xvfb", "-displayfd", str(write), "-screen", "0", "1600x1000x24"],
+            pass_fds=[write],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(end, xvfb)
+        os.close(write)
+        with os.fdopen(read) as answer:
+            display = f":{answer.readline().strip()}"
+        openbox = subprocess.Popen(
+            ["openbox"],
+            env={**os.environ, "DISPLAY": display},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(end, openbox)
+        yield display
+
+
+def launcher() -> str | None:
+    """Path of the ``nionswift`` program that belongs to this Python."""
+    return shutil.which(
+        "nionswift", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    )
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a program that this test started."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(10)
+
+
+def folder_for(tmp_path: Path) -> Path:
+    """Where the pictures stay: ``STEMDL_ARTEFACTS`` or pytest's temporary folder."""
+    folder = Path(os.environ.get("STEMDL_ARTEFACTS", tmp_path)).resolve() / "screen"
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "project").mkdir(parents=True)
+    (folder / "home" / "Documents").mkdir(parents=True)
+    return folder
+
+
+def start(folder: Path, display: str, **environment: str) -> str:
+    """Run the script of `screen_app` in the real program; returns what it printed."""
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    env = {
+        **os.environ,
+        "DISPLAY": display,
+        "HOME": str(folder / "home"),
+        "STEMDL_SCREEN": str(folder),
+        "PYTHONPATH": path,
+        **environment,
+    }
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        env.pop(name, None)
+    with open(folder / "output.txt", "w+") as output:
+        program = subprocess.Popen(
+            [str(launcher()), "--app", "screen_app"],
+            env=env,
+            cwd=folder,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while program.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.5)
+        finally:
+            if program.poll() is None:
+                os.killpg(program.pid, 9)
+                program.wait(10)
+        output.seek(0)
+        return output.read()
+
+
+def test_one_press_in_the_real_program(screen, tmp_path):
+    folder = folder_for(tmp_path)
+    image, pixel_size_nm, truth = simulated()
+    np.savez(folder / "image.npz", image=image, pixel_size_nm=pixel_size_nm)
+    output = start(folder, screen, **({} if has_model() else {"STEMDL_STAND_IN": "1"}))
+    assert (folder / "report.json").exists(), output
+    report = json.loads((folder / "report.json").read_text())
+    assert "error" not in report, report["error"]
+    assert (folder / "annotated.png").stat().st_size > 20_000
+    assert report["after_undo"] == [1, 0, 0]
+    assert report["after_redo"][:2] == [3, 1]
+    assert report["overlay_shape"][2] == 3
+    # What the main thread did must not be felt; the machine may be busy, so that its own clock counts.
+    assert report["main_thread_s"] < 1.0
+    if has_model():
+        assert sorted(report["marks"]) == sorted(truth)
+
+
+def has_model() -> bool:
+    """Whether there is a trained model to run."""
+    return (ROOT / "weights" / "graphene" / "model.safetensors").exists()
+
+
+def simulated() -> tuple[np.ndarray, float, list[str]]:
+    """A simulated image of graphene with one 3-fold and one 4-fold silicon, its pixel size and the names of both."""
+    from stemdl_core.simulate import structures
+
+    rng = np.random.default_rng(3)
+    specimen = structures.graphene(fov_nm=4.0, rotation_deg=11.0)
+    specimen = structures.add_defect(specimen, "Si-C3", (1.2, 1.3), rng=rng)
+    specimen = structures.add_defect(specimen, "Si-C4", (2.8, 2.6), rng=rng)
+    return picture(specimen, rng), 4.0 / 256, ["Si-C3", "Si-C4"]
+
+
+def picture(specimen, rng: np.random.Generator, size: int = 256, fov_nm: float = 4.0) -> np.ndarray:
+    """Columns as Gaussians whose weight follows the atomic number, with counting noise."""
+    xyz, numbers = specimen.atoms.get_positions(), specimen.atoms.get_atomic_numbers()
+    step = fov_nm / size
+    y, x = np.mgrid[:size, :size]
+    image = np.zeros((size, size))
+    width = 0.055 / step
+    for (ax, ay, _z), number in zip(xyz, numbers):
+        py, px = ay / 10 / step - 0.5, ax / 10 / step - 0.5
+        top, left = max(int(py - 5 * width), 0), max(int(px - 5 * width), 0)
+        part = (slice(top, max(int(py + 5 * width) + 2, 0)), slice(left, max(int(px + 5 * width) + 2, 0)))
+        image[part] += (number / 6) ** 1.65 * np.exp(
+            -((y[part] - py) ** 2 + (x[part] - px) ** 2) / (2 * width**2)
+        )
+    return rng.poisson(40 * image + 6).astype(np.float32)
