@@ -1,0 +1,190 @@
+"""Pictures of movies: an animation with the tracks on the frames, and a timeline of names and events."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..frames import Frame
+from ..trajectories import Tracks
+from . import canvas
+
+#: Side of the animation [px], frames it has at most (long movies are thinned), and length of the trails [frames].
+ANIMATION_PX, ANIMATION_FRAMES, TRAIL = 480, 240, 12
+_TRACK_COLORS = ("#ff6a13", "#00c389", "#f0e442", "#d55ec2", "#56b4e9", "#ff2d55", "#9ad13c", "#c9a26b")
+_MARKERS = {
+    "switch": ("o", "#000000"),
+    "hop": (">", "#0072b2"),
+    "rotation": ("D", "#cc4f00"),
+    "merge": ("v", "#7a0177"),
+    "split": ("^", "#7a0177"),
+    "birth": ("|", "#2b8a3e"),
+    "death": ("x", "#c92a2a"),
+}
+
+
+def animation_frames(length: int) -> list[int]:
+    """Which frames of a movie the animation shows: all, or evenly thinned ones."""
+    step = max(1, -(-length // ANIMATION_FRAMES))
+    return list(range(0, length, step))
+
+
+def track_picture(frame: Frame, tracks: Tracks) -> NDArray[np.uint8]:
+    """(h, w, 3) picture of one frame with its defects, their names and the trails of where they were."""
+    height, width = frame.shape
+    zoom = ANIMATION_PX / max(height, width)
+    size = (max(2, round(width * zoom)), max(2, round(height * zoom)))
+    figure, page = canvas.pixel_figure(*size)
+    axes = canvas.image_axes(figure, 0, 0, *size)
+    low, high = np.percentile(frame.image[::2, ::2], (1.0, 99.8))
+    axes.imshow(
+        frame.image,
+        cmap="gray",
+        vmin=low,
+        vmax=high if high > low else low + 1,
+        interpolation="bilinear",
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        aspect="auto",
+    )
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    recent = (tracks.frame <= frame.index) & (tracks.frame > frame.index - TRAIL)
+    for track_id in np.unique(tracks.track_id[recent]):
+        color = _TRACK_COLORS[int(track_id) % len(_TRACK_COLORS)]
+        rows = np.flatnonzero(recent & (tracks.track_id == track_id))
+        xy = np.stack([tracks.x_px[rows], tracks.y_px[rows]], axis=1)
+        if len(xy) > 1:
+            axes.add_collection(LineCollection([xy], colors=color, linewidths=1.2, alpha=0.7), autolim=False)
+        if tracks.frame[rows[-1]] != frame.index:
+            continue
+        x, y = (xy[-1] + 0.5) * zoom
+        page.plot(
+            [x], [y], "o", markersize=13, markerfacecolor="none", markeredgecolor=color, markeredgewidth=1.4
+        )
+        right = x < 0.7 * size[0]
+        page.annotate(
+            f"{tracks.name[rows[-1]]} #{track_id}",
+            (x, y),
+            (9 if right else -9, 9),
+            fontsize=8,
+            color=color,
+            textcoords="offset points",
+            ha="left" if right else "right",
+            fontweight="bold",
+            bbox={"facecolor": "#000000", "alpha": 0.45, "edgecolor": "none", "pad": 1.0},
+        )
+    stamp = f"frame {frame.index}" + ("" if frame.time_s is None else f"   {frame.time_s:.2f} s")
+    page.text(
+        6,
+        6,
+        stamp,
+        fontsize=8,
+        color="#ffffff",
+        va="top",
+        bbox={"facecolor": "#000000", "alpha": 0.45, "edgecolor": "none", "pad": 1.5},
+    )
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
+
+
+def save_animation(
+    path: str | os.PathLike[str], pictures: Iterable[NDArray[np.uint8]], *, frames_per_second: float = 8.0
+) -> None:
+    """Write pictures of one size as an endless GIF, one in memory at a time."""
+
+    def images() -> Iterator[Image.Image]:
+        for picture in pictures:
+            yield Image.fromarray(picture).quantize(96, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+
+    source = images()
+    first = next(source)
+    first.save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=source,
+        loop=0,
+        duration=round(1000 / frames_per_second),
+    )
+
+
+def timeline(tracks: Tracks) -> Figure:
+    """Names of the tracks over time, their events, and the drift of the specimen."""
+    ids = tracks.ids[:60]
+    timed = len(tracks) > 0 and bool(np.isfinite(tracks.time_s).all())
+    figure, page = canvas.pixel_figure(1200, 330 + 26 * max(len(ids), 2))
+    page.remove()
+    rows, drift = figure.subplots(
+        2, 1, sharex=True, gridspec_kw={"height_ratios": (max(len(ids), 2) * 26 + 40, 130)}
+    )
+    figure.subplots_adjust(left=0.09, right=0.80, top=0.95, bottom=0.16, hspace=0.12)
+    when = tracks.time_s if timed else tracks.frame.astype(float)
+    names = sorted(set(tracks.name.tolist()))
+    color = {name: _TRACK_COLORS[i % len(_TRACK_COLORS)] for i, name in enumerate(names)}
+    lane = {int(t): i for i, t in enumerate(ids)}
+    for track_id, i in lane.items():
+        chosen = np.flatnonzero(tracks.track_id == track_id)
+        starts = np.flatnonzero(np.r_[True, tracks.name[chosen][1:] != tracks.name[chosen][:-1]])
+        for a, b in zip(starts, np.r_[starts[1:], len(chosen)]):
+            piece = chosen[a:b]
+            rows.plot(
+                [when[piece[0]], when[piece[-1]]],
+                [i, i],
+                linewidth=7,
+                solid_capstyle="butt",
+                color=color[tracks.name[piece[0]]],
+            )
+            rows.plot(when[piece[:1]], [i], ".", color=color[tracks.name[piece[0]]], markersize=6)
+    shown = set()
+    for event in tracks.events:
+        x = event.time_s if timed else float(event.frame)
+        marker, ink = _MARKERS[event.kind]
+        for track_id in event.track_ids:
+            if track_id in lane and x is not None:
+                shown.add(event.kind)
+                rows.plot(
+                    [x],
+                    [lane[track_id]],
+                    marker,
+                    color=ink,
+                    markersize=8,
+                    markerfacecolor="none" if marker in "oD" else ink,
+                )
+    rows.set(
+        yticks=range(len(lane)), yticklabels=[f"#{t}" for t in lane], ylim=(max(len(lane), 1) - 0.4, -0.6)
+    )
+    handles = [Line2D([], [], color=color[n], linewidth=7, label=n) for n in names[:12]]
+    handles += [
+        Line2D(
+            [],
+            [],
+            color=_MARKERS[k][1],
+            marker=_MARKERS[k][0],
+            linestyle="none",
+            markerfacecolor="none",
+            label=k,
+        )
+        for k in _MARKERS
+        if k in shown
+    ]
+    if handles:
+        rows.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8)
+    at = tracks.drift.frame.astype(float)
+    if timed and len(np.unique(tracks.frame)) > 1:
+        at = np.interp(at, *(v[np.unique(tracks.frame, return_index=True)[1]] for v in (tracks.frame, when)))
+    drift.plot(at, 1e3 * tracks.drift.x_nm, color="#0072b2", label="x")
+    drift.plot(at, 1e3 * tracks.drift.y_nm, color="#d55e00", label="y")
+    drift.set(xlabel="time [s]" if timed else "frame", ylabel="drift [pm]")
+    drift.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    rows.set_title(
+        f"{len(tracks.ids)} tracks, {len(tracks.events)} events in {tracks.frames} frames", fontsize=10
+    )
+    for axes in (rows, drift):
+        axes.grid(axis="x", alpha=0.3)
+    return figure

@@ -1,0 +1,174 @@
+"""The result folders of `annotate` and `track`: tables and pictures together, complete or not there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .analysis import FrameAnalysis
+from .errors import StemdlError
+from .figures import (
+    animation_frames,
+    defect_graph,
+    overlay,
+    save_animation,
+    save_figure,
+    timeline,
+    track_picture,
+)
+from .frames import Frame, FrameSequence
+from .linking import TrackSettings
+from .track import Tracker
+from .trajectories import Tracks
+from .writers import result_folder, strict_json, write_csv, write_hdf5, write_tables
+
+
+def write_frame_results(
+    folder: Path, analysis: FrameAnalysis, frame: Frame, *, report: bool = False, hdf5: bool = False
+) -> Iterator[str]:
+    """Write the files of one frame into an existing folder, yielding the name of each part when it is done.
+
+    Parameters
+    ----------
+    folder : Path
+        Normally the temporary one of `result_folder`.
+    analysis, frame
+        What was found, and in which image.
+    report : bool
+        Also one figure a defect, ``defect-<id>-<name>.png``.
+    hdf5 : bool
+        Also ``analysis.h5``.
+    """
+    write_tables(folder, analysis)
+    yield "tables"
+    if hdf5:
+        write_hdf5(folder / "analysis.h5", analysis, frame)
+        yield "analysis.h5"
+    save_figure(overlay(frame, analysis), folder / "overlay.png")
+    yield "overlay.png"
+    for defect in analysis.defects if report else ():
+        name = f"defect-{defect.id}-{file_part(defect.name)}.png"
+        save_figure(defect_graph(frame, analysis, defect), folder / name)
+        yield name
+
+
+def write_analysis(
+    folder: str | os.PathLike[str],
+    analysis: FrameAnalysis,
+    frame: Frame,
+    *,
+    report: bool = False,
+    hdf5: bool = False,
+) -> Path:
+    """All result files of one frame; made if needed, files of the same name are replaced.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    StemdlError
+        If the folder cannot be written.
+    """
+    with result_folder(folder) as temporary:
+        _exhaust(write_frame_results(temporary, analysis, frame, report=report, hdf5=hdf5))
+    return Path(folder)
+
+
+#: A movie of which so many frames at the beginning cannot be used is not followed further.
+HOPELESS_FRAMES = 12
+
+
+def write_track_results(
+    folder: Path,
+    sequence: FrameSequence,
+    analyze: Callable[[Frame], FrameAnalysis],
+    *,
+    settings: TrackSettings | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Tracks:
+    """Analyse and follow a movie frame by frame, writing its files into an existing folder.
+
+    Frames that cannot be used (blank, NaN, no lattice) are noted in ``analysis.jsonl`` and left out.
+
+    Parameters
+    ----------
+    folder : Path
+        Normally the temporary one of `result_folder`.
+    sequence : FrameSequence
+        The movie; each frame is read once for the analysis and once for the animation.
+    analyze : callable
+        ``analyze(frame)``, normally `analyze_frame` with its model.
+    settings : TrackSettings, optional
+        Of the tracker.
+    progress : callable
+        ``progress(stage)`` after each frame that was analysed or drawn.
+
+    Returns
+    -------
+    Tracks
+
+    Raises
+    ------
+    StemdlError
+        If none of the first frames can be used; the message is that of the first.
+    """
+    tracker = Tracker(settings=settings)
+    good, first_fault = 0, ""
+    with (folder / "analysis.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(len(sequence)):
+            try:
+                analysis = analyze(sequence[number])
+                line = strict_json(analysis.to_dict(with_frame=True))
+                tracker.update(analysis)
+                good += 1
+            except StemdlError as error:
+                first_fault = first_fault or f"frame {number}: {error}"
+                if not good and number + 1 >= min(len(sequence), HOPELESS_FRAMES):
+                    raise StemdlError(f"{sequence.source}: no frame can be used; {first_fault}") from None
+                tracker.skip(number, str(error))
+                line = strict_json(
+                    {
+                        "schema": 1,
+                        "frame": number,
+                        "fault": str(error),
+                        "sites": [],
+                        "bonds": [],
+                        "defects": [],
+                        "rings": {},
+                    }
+                )
+            file.write(line + "\n")
+            progress("analyse")
+    tracks = tracker.tracks()
+    write_csv(folder / "trajectories.csv", tracks.to_dataframe())
+    write_csv(folder / "events.csv", tracks.events.to_dataframe())
+    write_csv(folder / "drift.csv", tracks.drift.to_dataframe())
+    save_figure(timeline(tracks), folder / "timeline.png")
+    unusable = {number for number, _ in tracks.faults}
+
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        for number in animation_frames(len(sequence)):
+            if number not in unusable:
+                yield track_picture(sequence[number], tracks)
+            progress("draw")
+
+    save_animation(folder / "overlay.gif", pictures())
+    return tracks
+
+
+def file_part(name: str) -> str:
+    """A defect's name as part of a file name on every system: ``DV(5-8-5)`` becomes ``DV_5-8-5``."""
+    return re.sub(r"[^A-Za-z0-9+-]+", "_", name).strip("_") or "unknown"
+
+
+def _exhaust(parts: Iterable[str]) -> None:
+    for _ in parts:
+        pass
