@@ -47,6 +47,11 @@ class OnlineViterbi:
         self._pending: deque[tuple[int, dict[Hashable, Hashable], dict[Hashable, float]]] = deque()
 
     @property
+    def states(self) -> tuple:
+        """States that are still possible."""
+        return tuple(self._score)
+
+    @property
     def best(self) -> Hashable | None:
         """The most probable state now."""
         return max(self._score, key=self._score.__getitem__) if self._score else None

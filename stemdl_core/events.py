@@ -8,7 +8,7 @@ no triangle, but nothing moved.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,30 +62,32 @@ def _sigmoid(value: float) -> float:
     return float(1.0 / (1.0 + np.exp(-np.clip(value, -40, 40))))
 
 
-def name_evidence(row: Row, material: Material, lattice: HostLattice | None,
-                  settings: TrackSettings) -> tuple[dict[str, float], float]:
-    """Log-likelihood of a reading for each name it may have, and for all other names.
+def name_evidence(row: Row, material: Material, lattice: HostLattice | None, settings: TrackSettings,
+                  others: Iterable[str] = ()) -> tuple[dict[str, float], float]:
+    """Log-likelihood of a reading for each name it may have or that is among `others`, and for all other names.
 
     A single foreign atom's place is a second witness: three-fold atoms sit on lattice sites, four-fold ones in
     the middle of the two atoms they replace, half a bond away. The host lattice tells the two apart without
     any bond.
     """
     wrong = settings.misread_probability
-    floor = float(np.log(wrong / 8))
     weight = 0.3 if row.seen.edge or row.seen.border_nm < 0.5 * settings.border_nm else 1.0
+    # What the reading leaves to names it does not list, two of which are likely in practice.
+    rest = 0.5 * max(1.0 - sum(row.seen.names.values()), 0.0)
+    place: dict[str, float] = {}
+    if lattice is not None and material.kind == "honeycomb" and row.seen.atoms == 1:
+        width = 0.025
+        site = min((lattice.distance_nm(row.yx_nm) / width) ** 2 / 2, 5.0)
+        bond = min((lattice.distance_nm(row.yx_nm, _BONDS) / width) ** 2 / 2, 5.0)
+        place = {"3": -site, "4": -bond}
     evidence = {}
-    for name, probability in row.seen.names.items():
+    for name in {*row.seen.names, *others}:
         # 'unknown' is a reading that failed more often than a state of the specimen.
         prior = 0.15 if name == "unknown" else 1.0
+        probability = row.seen.names.get(name, rest)
         evidence[name] = weight * float(np.log((1 - wrong) * prior * probability + wrong / 8))
-    place = {}
-    if lattice is not None and material.kind == "honeycomb" and row.seen.atoms == 1 and row.seen.fold in (3, 4):
-        width = 0.035
-        site = min((lattice.distance_nm(row.yx_nm) / width) ** 2 / 2, 4.0)
-        bond = min((lattice.distance_nm(row.yx_nm, _BONDS) / width) ** 2 / 2, 4.0)
-        place = {"3": -site, "4": -bond}
-    adjusted = {n: e + place.get(n[-1:], -2.0 if place else 0.0) for n, e in evidence.items()}
-    return adjusted, weight * floor - (4.0 if place else 0.0)
+        evidence[name] += place.get(name[-1:], -2.0) if place else 0.0
+    return evidence, weight * float(np.log((1 - wrong) * 0.1 * rest + wrong / 8)) - (5.0 if place else 0.0)
 
 
 class _Moves:
@@ -129,8 +131,8 @@ class _Moves:
 class _PlaceChain:
     """Hops (of positions) or rotations (of angles) within one composition of a track."""
 
-    def __init__(self, *, places: Places, change_cost: float, stray: float, span: float) -> None:
-        self.places, self.span, self.stray = places, span, stray
+    def __init__(self, *, places: Places, change_cost: float, span: float, longest: float) -> None:
+        self.places, self.span, self.longest = places, span, longest
         self.chain = OnlineViterbi(change_cost=change_cost)
         self.moves = _Moves()
         self.settled: NDArray[np.float64] | None = None
@@ -147,7 +149,7 @@ class _PlaceChain:
         self._rows[row.number] = row
         decided = self.chain.push(row.number, evidence, floor=floor)
         result = self._read(decided)
-        in_use = set(self.chain._score) | {s for d in self.chain.outlook() for s in d.evidence}
+        in_use = set(self.chain.states) | {s for d in self.chain.outlook() for s in d.evidence}
         in_use |= {self.moves.current} if self.moves.current is not None else set()
         in_use |= {self.moves.waiting[1]} if self.moves.waiting is not None else set()
         self.places.forget(in_use)  # type: ignore[arg-type]
@@ -173,7 +175,8 @@ class _PlaceChain:
         whole = self.places.difference(c[b], c[a])
         half = self.places.difference(c[middle], c[a])
         length = float(np.linalg.norm(whole))
-        return float(np.linalg.norm(half - whole / 2)) < 0.25 * length
+        # Two hops in a row also pass near the middle, but of a longer way.
+        return length < self.longest and float(np.linalg.norm(half - whole / 2)) < 0.25 * length
 
 
 class TrackHistory:
@@ -198,10 +201,12 @@ class TrackHistory:
         self._angle: _PlaceChain | None = None
         self._skipped: deque[Row] = deque(maxlen=64)
         self._last_switch = -10
+        self._changes = 0
 
     def _new_position_chain(self) -> _PlaceChain:
         sigma = self.settings.position_sigma_nm
-        return _PlaceChain(places=Places(sigma=sigma, apart=2.2 * sigma), change_cost=self.cost, stray=0.003, span=0.3)
+        return _PlaceChain(places=Places(sigma=sigma, apart=2.2 * sigma), change_cost=self.cost, span=0.3,
+                           longest=1.3 * self.material.bond_nm)
 
     def atoms(self, name: str | None, seen: Observation) -> int:
         """Foreign atoms of a named state; of the reading itself where the name does not say."""
@@ -216,9 +221,19 @@ class TrackHistory:
     def push(self, row: Row, lattice: HostLattice | None) -> tuple[list[str], list[Change]]:
         """Add a row; returns the names decided for the next rows in order, and the changes decided."""
         self.lattice = lattice
-        evidence, floor = name_evidence(row, self.material, lattice, self.settings)
+        evidence, floor = name_evidence(row, self.material, lattice, self.settings, self._names.states)
         self._open[row.number] = row
         return self._consume(self._names.push(row.number, evidence, floor=floor))
+
+    def _learn(self) -> None:
+        """Let the rate of changes follow what the track does: the prior counts as one change."""
+        prior = self.settings.change_probability
+        rate = (1.0 + self._changes) / (1.0 / prior + self.decided_rows)
+        self._names.change_cost = float(-np.log(np.clip(rate, prior / 3, 4 * prior)))
+
+    def settle_anew(self) -> None:
+        """Forget places and orientation: what comes next is not compared with what was before."""
+        self._position, self._angle = self._new_position_chain(), None
 
     def outlook(self) -> list[str]:
         """Names of the rows not decided yet, as they stand now."""
@@ -241,6 +256,7 @@ class TrackHistory:
             changes += self._locate(row, name)
             self._before.append((row, item.evidence))
         self.decided_rows += len(decided)
+        self._learn()
         return names, changes
 
     def _rename(self, row: Row, name: str, later: list[Decided]) -> list[Change]:
@@ -254,8 +270,9 @@ class TrackHistory:
         mixed = next((r for r in (earlier, row) if _undecided(r, old, name)), None)
         kind = "switch" if count_new == count_old else "merge" if count_new > count_old else "split"
         closing = self._close_chains() if kind != "switch" else []
+        self._changes += 1
         if kind != "switch":
-            self._position, self._angle = self._new_position_chain(), None
+            self.settle_anew()
         else:
             self._last_switch = row.number
         step = row.yx_nm - earlier.yx_nm
@@ -276,7 +293,7 @@ class TrackHistory:
             if self._angle is None:
                 period, sigma = 360.0 / seen.fold, self.settings.angle_sigma_deg
                 self._angle = _PlaceChain(places=Places(sigma=sigma, apart=3 * sigma, period=period),
-                                          change_cost=self.cost, stray=0.001, span=period)
+                                          change_cost=self.cost, span=period, longest=period)
             if abs(self._angle.places.period - 360.0 / seen.fold) < 1e-6:  # type: ignore[operator]
                 doubt = 0.005 if seen.fold == 2 else 0.001 * np.exp(0.4 * max(seen.deviation_deg - 8.0, 0.0))
                 self._angle.recent.append(row)

@@ -128,9 +128,11 @@ def chemistry_costs(targets: Sequence[Target], foreign: Sequence[Mapping[str, in
         for j in range(len(foreign)):
             table[i, j] = _species_cost(target.foreign, foreign[j])
             table[i, j] += 0.8 * (1.0 - min(names[j].get(target.name, 0.0), 1.0))
-            # The larger and the confirmed one of two tracks that merge goes on.
-            table[i, j] += 0.0 if target.real else 1.0
-            table[i, j] -= 0.2 * min(sum(target.foreign.values()), 5)
+            # The larger, and of equal ones the older, of two tracks that merge goes on.
+            atoms = sum(target.foreign.values())
+            table[i, j] += (0.0 if target.real else 1.0) - 0.2 * min(atoms, 5)
+            if atoms < sum(foreign[j].values()):
+                table[i, j] += 0.4 * min(i, 5)
     return table
 
 

@@ -71,7 +71,7 @@ class Update:
     fault: str | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Track:
     """State of one track while the movie runs."""
 
@@ -90,6 +90,9 @@ class _Track:
     absorbed: list[_Track] = field(default_factory=list)
     taken_by: _Track | None = None
     part_of: bool = False
+    where_alike: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    before_last: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    apart_at: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     last_border_nm: float = np.inf
     last_frame: int = 0
     lost_at: tuple[int, float | None] | None = None
@@ -189,18 +192,18 @@ class Tracker:
         self._frames.append(analysis.frame)
         self._drift.append((float(self._specimen.drift_nm[0]), float(self._specimen.drift_nm[1])))
         self._times.append((self._good, analysis.frame, analysis.time_s))
-        taken = dict(linked.pairs)
-        candidates = targets
-        for i, track in enumerate(candidates):
-            if i in taken:
-                self._extend(track, analysis, found[taken[i]], positions[taken[i]], events)
-            elif track in self._live:
+        taken = {id(targets[i]): j for i, j in linked.pairs}
+        free = set(range(len(found))) - set(taken.values())
+        parts = self._revive(targets, taken, found, positions, free)
+        for track in targets:
+            if id(track) in taken:
+                j = taken[id(track)]
+                self._extend(track, analysis, found[j], positions[j], events)
+            elif track in self._live and track not in parts.values():
                 self._miss(track, analysis)
-        matched = set(taken.values())
-        for j, seen in enumerate(found):
-            if j not in matched:
-                track = self._revive(seen, positions[j]) or self._begin(seen, positions[j], analysis)
-                self._extend(track, analysis, seen, positions[j], events)
+        for j in sorted(free):
+            track = parts.get(j) or self._begin(found[j], positions[j], analysis)
+            self._extend(track, analysis, found[j], positions[j], events)
         self._good += 1
         self._retire(events)
         self._settle(events, final=False)
@@ -277,21 +280,43 @@ class Tracker:
                 return "border"
         return "inside"
 
-    def _revive(self, seen: Observation, yx_nm: NDArray[np.float64]) -> _Track | None:
-        """The track that merged into a neighbour which now lacks just these atoms."""
-        for track in self._live:
-            if (track.absorbed and track.last == self._good and seen.atoms
-                    and np.linalg.norm(track.where - yx_nm) < self.settings.merge_range_nm):
-                for other in track.absorbed:
-                    if other.foreign == dict(seen.foreign) and track.history.likely_name is not None:
-                        track.absorbed.remove(other)
-                        other.taken_by, other.part_of, other.lost_at, other.missed = None, True, None, 0
-                        other.returned.append(self._good)
-                        self._live.append(other)
-                        if other in self._done:
-                            self._done.remove(other)
-                        return other
-        return None
+    def _revive(self, tracks: list[_Track], taken: dict[int, int], found: list[Observation],
+                positions: NDArray[np.float64], free: set[int]) -> dict[int, _Track]:
+        """Tracks that had merged into a cluster which now lacks just their atoms, by detection number.
+
+        `taken` is put right where both parts are alike: each is then the one nearer to where it was before.
+        """
+        parts: dict[int, _Track] = {}
+        for track in tracks:
+            if not track.absorbed or id(track) not in taken:
+                continue
+            near = [j for j in free if j not in parts
+                    and np.linalg.norm(track.where - positions[j]) < self.settings.merge_range_nm]
+            for other in list(track.absorbed):
+                own = taken[id(track)]
+                match = next((j for j in near if dict(found[j].foreign) == other.foreign
+                              and found[own].atoms + found[j].atoms == track.atoms), None)
+                if match is None:
+                    continue
+                pair = np.array([positions[own], positions[match]])
+                home = np.array([track.apart_at, other.where])
+                if (found[own].foreign == found[match].foreign
+                        and np.linalg.norm(pair[::-1] - home) < np.linalg.norm(pair - home)):
+                    taken[id(track)], match = match, own
+                    free ^= {match, taken[id(track)]}
+                track.absorbed.remove(other)
+                other.taken_by, other.part_of, other.lost_at, other.missed = None, True, None, 0
+                other.returned.append(self._good)
+                other.history.settle_anew()
+                other.where = positions[match]
+                for group in (self._done, self._ended):
+                    if other in group:
+                        group.remove(other)
+                if other not in self._live:
+                    self._live.append(other)
+                parts[match] = other
+                break
+        return parts
 
     # ------------------------------------------------------------ bookkeeping
 
@@ -319,6 +344,9 @@ class Tracker:
         near = np.linalg.norm(yx_nm - track.where) < 2.5 * self.settings.position_sigma_nm
         # At rest the mean of the last readings is a better place to expect the next than the last one alone.
         track.where = track.where + 0.3 * (yx_nm - track.where) if near else yx_nm
+        if dict(seen.foreign) != track.foreign:
+            track.before_last = track.where_alike
+        track.where_alike = track.where
         track.foreign = dict(seen.foreign)
         track.last, track.missed, track.last_frame = self._good, 0, analysis.frame
         track.last_border_nm = seen.border_nm
@@ -413,6 +441,7 @@ class Tracker:
         partner = min(near, key=lambda pair: pair[0])[1]
         if change.kind == "merge":
             partner.taken_by = track
+            track.apart_at = track.before_last
             track.absorbed = [*track.absorbed, partner][-8:]
         else:
             partner.part_of = True
