@@ -18,10 +18,11 @@ from .infer import probability_maps
 from .lattice import check_scale
 from .materials import Material, element, get_material
 from .peaks import Peaks, find_peaks, in_mask, masked_area, near_border, scores
+from .plausibility import judge
 from .preprocess import from_model_px, mend, model_shape, resample, standardise
 from .refine import Refined, refine_sites
 from .sites import Sites
-from .weights import Model
+from .weights import Model, ModelCard
 
 #: A foreign atom heavier than the host is at least this much brighter than the median host column; the network's
 #: class and the measured intensity have to agree on it (unless the intensity is too uncertain to object).
@@ -46,6 +47,9 @@ class Detection:
         Class probabilities.
     warnings : tuple of str
     refined : Refined or None
+        Result of the refinement; None where there was nothing to refine.
+    lattice_visible : bool
+        Whether the spectrum of the image shows the host lattice.
     """
 
     pixel_size: PixelSize
@@ -55,6 +59,7 @@ class Detection:
     maps: NDArray[np.float32]
     warnings: tuple[str, ...]
     refined: Refined | None
+    lattice_visible: bool
 
 
 def choose_material(model: Model, material: str | Material | None) -> Material:
@@ -106,13 +111,14 @@ def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> De
     if len(start):
         refined = refine_sites(mended.image, start[:, 0], start[:, 1], pixel_size_nm=pixel_size.nm,
                                groups=dopant_class.astype(int), valid=usable)
-    sites = _make_sites(card.score_knots, peaks, keep, refined, material, dopant)
+    sites = _make_sites(card, peaks, keep, refined, material, dopant)
     border = 1e-3 * material.longest_bond_pm(material.species[0], material.species[-1]) / pixel_size.nm
     factor = small[0] / shape[0]
     edge = near_border(sites.yx_px, shape, border, mask, factor)
     sites = sites.replace(edge=edge)
     holes = peaks.vacancies_px[~in_mask(mask, peaks.vacancies_px)]
-    return Detection(pixel_size, sites, from_model_px(holes, shape, small), mask, maps, warnings, refined)
+    return Detection(pixel_size, sites, from_model_px(holes, shape, small), mask, maps, warnings, refined,
+                     fit is not None)
 
 
 def _enlarge(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -122,7 +128,7 @@ def _enlarge(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool
     return mask[np.ix_(rows, columns)]
 
 
-def _make_sites(knots: tuple[tuple[float, ...], tuple[float, ...]], peaks: Peaks, keep: NDArray[np.bool_],
+def _make_sites(card: ModelCard, peaks: Peaks, keep: NDArray[np.bool_],
                 refined: Refined | None, material: Material, dopant: str) -> Sites:
     """Sites from blobs and their refinement; species from the network's class, checked by intensity."""
     if refined is None or not keep.any():
@@ -140,7 +146,7 @@ def _make_sites(knots: tuple[tuple[float, ...], tuple[float, ...]], peaks: Peaks
     species = np.where(is_dopant & bool(dopant), dopant, material.species[0])
     response = peaks.response[keep]
     return Sites.from_columns(y_px=refined.y_px, x_px=refined.x_px, species=species,
-                              score=np.interp(response, *knots), sigma_pm=refined.sigma_pm,
+                              score=scores(card, response), sigma_pm=refined.sigma_pm,
                               intensity=intensity, intensity_sigma=intensity_sigma)
 
 
@@ -175,15 +181,19 @@ def analyze_frame(frame: Frame, model: Model, *, dopant: str | None = None,
         element(foreign)
     found = detect(frame, model, material=host, dopant=foreign)
     graph = build_graph(found.sites, material=host, pixel_size=found.pixel_size, shape=frame.shape, mask=found.mask)
-    defects = find_defects(graph)
-    fraction = float(found.mask.mean())
-    warnings = list(found.warnings)
-    if fraction >= 0.005:
+    verdict = judge(graph, lattice_visible=found.lattice_visible)
+    mask, warnings = found.mask, [*found.warnings, *verdict.warnings]
+    if not verdict.believable:
+        graph = build_graph(Sites.empty(), material=host, pixel_size=found.pixel_size, shape=frame.shape)
+        mask = np.ones_like(mask)
+    defects = find_defects(graph, vacancies_px=found.vacancies_px if verdict.believable else None)
+    fraction = float(mask.mean())
+    if verdict.believable and fraction >= 0.005:
         warnings.append(f"{100 * fraction:.0f} % of the image shows no lattice (contamination or vacuum) and was "
                         "not analysed")
     return FrameAnalysis(model=model.name, material=host.name, shape=frame.shape, pixel_size=found.pixel_size,
                          sites=graph.sites, bonds=graph.bonds, defects=defects, rings=graph.rings,
-                         frame=frame.index, time_s=frame.time_s, masked_fraction=fraction, mask=found.mask,
+                         frame=frame.index, time_s=frame.time_s, masked_fraction=fraction, mask=mask,
                          warnings=tuple(warnings))
 
 

@@ -58,6 +58,8 @@ class Recipe:
         Imaging conditions of the training set.
     dopant : str
         Default element of the dopant class.
+    class_weights : tuple of (str, float)
+        Weight of rare classes in the loss; 1 for the others.
     seed : int
         Of everything random.
     """
@@ -68,7 +70,7 @@ class Recipe:
     architecture: str = "unet"
     filters: tuple[int, ...] = ()
     pixel_size_nm: float = 0.020
-    radius_nm: float = 0.030
+    radius_nm: float = 0.025
     vacancy_radius_nm: float = 0.045
     crop_px: int = 128
     n_train: int = 6000
@@ -79,6 +81,7 @@ class Recipe:
     patience: int = 6
     ranges: Ranges = field(default_factory=Ranges)
     dopant: str = ""
+    class_weights: tuple[tuple[str, float], ...] = (("dopant", 4.0), ("vacancy", 2.0))
     seed: int = 12742
 
     def __post_init__(self) -> None:
@@ -103,19 +106,23 @@ class Recipe:
         values = dict(data)
         for name in ("materials", "classes", "filters"):
             values[name] = tuple(values.get(name, ()))
+        if "class_weights" in values:
+            values["class_weights"] = tuple((str(n), float(w)) for n, w in values["class_weights"])
         if "ranges" in values:
             values["ranges"] = Ranges(**{k: tuple(v) if isinstance(v, list) else v
                                          for k, v in values["ranges"].items()})
         return cls(**values)
 
 
+#: Foreign atoms besides the recipe's own that the dopant class has to know.
+OTHER_DOPANTS = ("P", "Al", "Ge")
 GRAPHENE_CLASSES = ("background", "lattice", "dopant", "vacancy", "masked")
 MX2_CLASSES = ("background", "lattice", "vacancy", "masked")
 #: The recipes of the shipped models.
 RECIPES: dict[str, Recipe] = {r.name: r for r in (
     Recipe("graphene", ("graphene",), GRAPHENE_CLASSES, dopant="Si"),
     Recipe("graphene-paper", ("graphene",), GRAPHENE_CLASSES, architecture="paper", dopant="Si", batch=16, epochs=20),
-    Recipe("mx2", ("MoSe2", "MoS2", "WS2", "WSe2"), MX2_CLASSES, pixel_size_nm=0.025, radius_nm=0.0375,
+    Recipe("mx2", ("MoSe2", "MoS2", "WS2", "WSe2"), MX2_CLASSES, pixel_size_nm=0.025, radius_nm=0.032,
            vacancy_radius_nm=0.050, crop_px=128, n_train=4000, epochs=10,
            ranges=Ranges(pixel_nm=(0.006, 0.045), scale_error=0.025)),
 )}
@@ -129,8 +136,10 @@ def training_example(recipe: Recipe, index: int) -> tuple[NDArray[np.float32], N
     conditions = draw_conditions(rng, recipe.ranges)
     side = max(int(round(fov / conditions.pixel_nm)), 24)
     conditions = replace(conditions, pixel_nm=fov / side)
-    # Strain pulls the sheet's border into view: simulate a little more than is seen.
-    specimen = random_specimen(material, fov, rng)
+
+    # Mostly the default dopant, sometimes others: its class means 'brighter than the host', not one element.
+    dopant = recipe.dopant if not recipe.dopant or rng.random() < 0.85 else str(rng.choice(OTHER_DOPANTS))
+    specimen = random_specimen(material, fov, rng, **({"dopant": dopant} if dopant else {}))
     simulated = simulate_frame(specimen, conditions, rng, shape=(side, side))
     return training_pair(simulated, classes=recipe.classes, model_pixel_nm=recipe.pixel_size_nm,
                          radius_nm=recipe.radius_nm, vacancy_radius_nm=recipe.vacancy_radius_nm, host=recipe.host)
@@ -280,6 +289,11 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, device: str = "
     if history:
         _load_checkpoint(folder, network, average, optimiser)
     parent = "" if start_from is None else f"{load_network(start_from)[1].name}:{load_network(start_from)[1].sha256}"
+    weight = torch.ones(len(recipe.classes))
+    for name, value in recipe.class_weights:
+        if name in recipe.classes:
+            weight[recipe.classes.index(name)] = value
+    weight = weight.to(where)
     best = min((h.validation_loss for h in history), default=math.inf)
     since_best = 0
     for epoch in range(len(history), recipe.epochs):
@@ -300,7 +314,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, device: str = "
             optimiser.zero_grad(set_to_none=True)
             with torch.autocast(where.type, torch.bfloat16, enabled=where.type != "mps"):
                 logits = network(x)
-            loss = functional.cross_entropy(logits.float(), y, ignore_index=IGNORE)
+            loss = functional.cross_entropy(logits.float(), y, weight=weight, ignore_index=IGNORE)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.spatial import cKDTree
 
 from ..calibration import PixelSize
 from ..frames import Frame
@@ -25,7 +27,7 @@ from .structures import Specimen, TrueDefect
 #: A contaminating layer hides the lattice where its mean intensity exceeds that of the host sheet, or where its
 #: speckle exceeds this part of a host column's peak; below `VISIBLE_BELOW` times these limits the lattice counts
 #: as visible, and in between the truth is undefined.
-HIDDEN_EXCESS, HIDDEN_SPECKLE, VISIBLE_BELOW = 1.0, 0.35, 0.6
+HIDDEN_EXCESS, HIDDEN_SPECKLE, VISIBLE_BELOW = 1.2, 0.40, 0.5
 #: Distance from the nearest atom beyond which a place counts as vacuum [nm]: a hexavacancy's centre is nearer.
 VACUUM_NM = 0.46
 #: Foreign atoms this much brighter than the host are of the network's class 'dopant', whatever n and gain; nitrogen
@@ -65,6 +67,10 @@ class Conditions:
         Part of the image that is a hole or beyond the sheet's edge.
     second_layer : float
         Part of the image covered by a second, rotated layer.
+    line_noise : float
+        Standard deviation of a constant added to every line, relative to the image's mean (beam current flicker).
+    smoothing_px : float
+        Gaussian blur of the finished image, as users apply to noisy data [px].
     hot_pixels, dead_lines : int
         Bad pixels.
     """
@@ -86,6 +92,8 @@ class Conditions:
     contamination_smear_nm: float = 0.08
     vacuum: float = 0.0
     second_layer: float = 0.0
+    line_noise: float = 0.0
+    smoothing_px: float = 0.0
     hot_pixels: int = 0
     dead_lines: int = 0
 
@@ -98,7 +106,7 @@ class Ranges:
     """
 
     pixel_nm: tuple[float, float] = (0.005, 0.030)
-    dose_e_per_atom: tuple[float, float] = (15.0, 1500.0)
+    dose_e_per_atom: tuple[float, float] = (12.0, 1500.0)
     sigma_nm: tuple[float, float] = (0.032, 0.070)
     tail_sigma_nm: tuple[float, float] = (0.10, 0.30)
     tail_fraction: tuple[float, float] = (0.0, 0.6)
@@ -156,6 +164,8 @@ def draw_conditions(rng: np.random.Generator, ranges: Ranges | None = None) -> C
         contamination_smear_nm=rng.uniform(0.0, 0.2),
         vacuum=rng.uniform(0.05, 0.5) if on(0.3 * nuisance) else 0.0,
         second_layer=rng.uniform(0.1, 0.5) if on(0.1 * nuisance) else 0.0,
+        line_noise=rng.uniform(0, 0.06) if on(0.3 * nuisance) else 0.0,
+        smoothing_px=rng.uniform(0.5, 0.045 / pixel) if on(0.25 * nuisance) and pixel < 0.03 else 0.0,
         hot_pixels=int(rng.integers(1, 4)) if on(0.1 * nuisance) else 0,
         dead_lines=int(rng.integers(1, 3)) if on(0.1 * nuisance) else 0)
 
@@ -260,7 +270,7 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
     extra_intensity: list[NDArray[np.float64]] = []
     removed = np.zeros(len(yx), dtype=bool)
     if c.contamination > 0:
-        thickness, pitch = degrade.blobs(fov_nm, coverage=c.contamination, scale_nm=rng.uniform(0.3, 1.2), rng=rng)
+        thickness, pitch = degrade.blobs(fov_nm, coverage=c.contamination, scale_nm=rng.uniform(0.45, 1.5), rng=rng)
         thickness = thickness * (c.contamination_strength / max(float(thickness[thickness > 0].mean()), 1e-9))
         atoms_per_nm2 = 60.0
         layer = degrade.amorphous_atoms(thickness, pitch, atoms_per_nm2=atoms_per_nm2, rng=rng)
@@ -283,7 +293,7 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
         extra_intensity.append(atom_intensity[there])
         hidden_fields.append((np.clip(40 * field_, 0.0, 9.0), pitch))
     if c.vacuum > 0:
-        field_, pitch = degrade.blobs(fov_nm, coverage=c.vacuum, scale_nm=rng.uniform(0.4, 1.2), rng=rng)
+        field_, pitch = degrade.blobs(fov_nm, coverage=c.vacuum, scale_nm=rng.uniform(0.45, 1.2), rng=rng)
         removed = degrade.sample_field(field_, pitch, yx) > 0
 
     disturbed = degrade.disturbed_scan(shape, c.pixel_nm, rng=rng, jitter_nm=c.jitter_nm, flyback_nm=c.flyback_nm,
@@ -295,7 +305,11 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
         slope = rng.uniform(0, 2 * np.pi)
         rows, cols = np.linspace(-0.5, 0.5, shape[0])[:, None], np.linspace(-0.5, 0.5, shape[1])[None, :]
         density = density * (1 + c.gradient * (np.sin(slope) * rows + np.cos(slope) * cols))
+    if c.line_noise:
+        density = np.clip(density + c.line_noise * density.mean() * rng.standard_normal((shape[0], 1)), 0, None)
     image = degrade.expose(density, pixel_nm=c.pixel_nm, detector=c.detector, rng=rng)
+    if c.smoothing_px:
+        image = gaussian_filter(image, c.smoothing_px, mode="nearest")
     if c.hot_pixels or c.dead_lines:
         image = degrade.bad_pixels(image, hot=c.hot_pixels, dead_lines=c.dead_lines, rng=rng)
 
@@ -345,8 +359,6 @@ def _warp(c: Conditions, fov_nm: tuple[float, float], rng: np.random.Generator):
 def _columns(yx: NDArray[np.float64], numbers: NDArray[np.int64],
              symbols: NDArray[np.str_]) -> tuple[NDArray[np.float64], list[NDArray[np.int64]]]:
     """Group atoms that share a column (closer than 40 pm in projection): positions and member lists."""
-    from scipy.spatial import cKDTree
-
     pairs = cKDTree(yx).query_pairs(0.04, output_type="ndarray") if len(yx) else np.empty((0, 2), int)
     partner = np.full(len(yx), -1)
     partner[pairs[:, 0]], partner[pairs[:, 1]] = pairs[:, 1], pairs[:, 0]
@@ -376,8 +388,6 @@ def _reference_intensity(material: str, exponent: float) -> float:
 def _hidden(shape: tuple[int, int], pixel_nm: float, fields: list[tuple[NDArray[np.float64], float]], scan: Scan,
             columns: NDArray[np.float64]) -> NDArray[np.uint8]:
     """(H, W) uint8: 0 visible, 1 nothing to be found, 2 undefined."""
-    from scipy.ndimage import distance_transform_edt
-
     hidden = np.zeros(shape, dtype=np.uint8)
     y = scan.line_y_nm[:, None] * np.ones(shape[1])
     x = scan.origin_nm[1] + pixel_nm * np.arange(shape[1])[None, :] + scan.line_dx_nm[:, None]
