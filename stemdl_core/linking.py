@@ -59,7 +59,7 @@ class TrackSettings:
     mixed_deviation_deg: float = 14.0
     border_nm: float = 0.3
     confirm: float = 1.5
-    merge_range_nm: float = 0.55
+    merge_range_nm: float = 1.0
 
 
 @dataclass(frozen=True)
