@@ -197,6 +197,7 @@ def check_scale(image: NDArray[np.float32], material: Material,
                 f"taken from the {material.name} lattice")
         return _from_fit(fit, None), fit, (note,)
     given = nominal.nominal_nm if nominal.nominal_nm is not None else nominal.nm
+    _refuse_impossible(image.shape, given, material)
     fit = fit_lattice(image, material=material, nominal_pixel_size_nm=given)
     if fit is None:
         elsewhere = fit_lattice(image, material=material)
@@ -212,6 +213,20 @@ def check_scale(image: NDArray[np.float32], material: Material,
     note = (f"pixel size corrected from {1e3 * given:.2f} pm to {1e3 * fit.pixel_size_nm:.2f} pm ({100 * off:+.1f} %) "
             f"by the {material.name} lattice")
     return _from_fit(fit, given), fit, (note,)
+
+
+def _refuse_impossible(shape: tuple[int, ...], pixel_nm: float, material: Material) -> None:
+    """Refuse pixel sizes at which no lattice can be in the image, whatever it shows.
+
+    Lattice planes closer than two pixels are beyond the sampling limit; fewer than two unit cells are no lattice.
+    """
+    width = shape[1] * pixel_nm
+    if pixel_nm > 0.5 * (0.75**0.5 * material.lattice_nm):
+        raise CalibrationError(f"field of view {width:.4g} nm is impossible: at {1e3 * pixel_nm:.4g} pm a pixel no "
+                               f"{material.name} lattice can be seen")
+    if min(shape) * pixel_nm < 2 * material.lattice_nm:
+        raise CalibrationError(f"field of view {width:.4g} nm is impossible: it holds less than two unit cells of "
+                               f"{material.name} ({2 * material.lattice_nm:.2g} nm)")
 
 
 def _from_fit(fit: LatticeFit, given: float | None) -> PixelSize:

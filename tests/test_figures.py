@@ -104,8 +104,8 @@ def test_one_bright_atom_does_not_blacken_the_others():
         figure = overlay(Frame(data, PixelSize(0.02)), analysis)
         norm = next(a for a in figure.axes if a.images).images[0].norm
         greys.append(float(norm(data[8, 8])))
-    assert greys[0] == pytest.approx(greys[1], abs=0.1)
-    assert greys[1] > 0.5
+    assert greys[0] > 0.9
+    assert greys[1] > 0.6  # some room above is left for the silicon
 
 
 def test_every_atom_is_large_enough_to_see():

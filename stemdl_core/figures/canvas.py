@@ -38,6 +38,9 @@ _FIXED = {
     "Te": "#f0e442",
 }
 
+#: Images are shown blurred by this standard deviation [nm]; the probe alone is wider than 0.04 nm.
+DISPLAY_SIGMA_NM = 0.012
+
 #: Radii of the marks [nm]: those of the host are dots that leave the atom's own shape visible.
 HOST_RADIUS_NM, FOREIGN_RADIUS_NM = 0.016, 0.052
 
@@ -114,10 +117,9 @@ def show_image(axes: Axes, frame: Frame, analysis: FrameAnalysis) -> None:
     """The image in grey, pixel centres at integers.
 
     The grey scale is that of the host lattice: the surroundings of foreign atoms are left out of the
-    percentiles and get some room above, so that one bright atom does not turn the others black. It is taken
-    from a slightly blurred copy, so that the noise of single pixels does not flatten the columns.
+    percentiles and get some room above, so that one bright atom does not turn the others black.
     """
-    image = gaussian_filter(frame.image, min(0.014 / analysis.pixel_size.nm, 4.0))
+    image = displayed(frame.image, analysis.pixel_size.nm)
     height, width = image.shape
     quiet = np.ones(image.shape, bool)
     radius = 0.12 / analysis.pixel_size.nm
@@ -130,11 +132,11 @@ def show_image(axes: Axes, frame: Frame, analysis: FrameAnalysis) -> None:
     values = image[quiet] if quiet.mean() > 0.2 else image.ravel()
     low, high = np.percentile(values[:: max(1, values.size // 500_000)], (1.0, 99.5))
     low, top = low - 0.15 * (high - low), high + 0.6 * (high - low)
-    low, top = max(low, float(frame.image.min())), min(top, float(frame.image.max()))
+    low, top = max(low, float(image.min())), min(top, float(image.max()))
     if not top > low:
-        low, top = float(frame.image.min()), float(frame.image.max())
+        low, top = float(image.min()), float(image.max())
     axes.imshow(
-        frame.image,
+        image,
         cmap="gray",
         norm=PowerNorm(0.85, low, top, clip=True),
         interpolation="bilinear",
@@ -142,6 +144,13 @@ def show_image(axes: Axes, frame: Frame, analysis: FrameAnalysis) -> None:
         origin="upper",
         aspect="auto",
     )
+
+
+def displayed(image: NDArray[np.float32], pixel_nm: float) -> NDArray[np.float32]:
+    """The image as it is shown: smoothed by a tenth of a column's width, which takes the noise of over-sampled
+    scans away and no detail."""
+    sigma = DISPLAY_SIGMA_NM / pixel_nm
+    return gaussian_filter(image, min(sigma, 4.0)) if sigma > 0.5 else image
 
 
 def draw_bonds(axes: Axes, analysis: FrameAnalysis, *, width_px: float, alpha: float = 0.75) -> None:
