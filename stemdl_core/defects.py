@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from ase.data import atomic_masses
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from .analysis import Defect, DefectAngle, DefectBond, Defects
-from .coordination import Contact, Reading, contacts, coordination, position_sigma, readings
+from .analysis import Defect, Defects
+from .coordination import Reading, contacts, coordination, readings
+from .geometry import angle_between, bonds_of, center_of_mass, composition_of, ring_angles
 from .graph import AtomGraph
 from .light import light_substitutions
-from .materials import element
 from .mx2 import find_mx2_defects
 from .rings import Cluster, describe, dopant_faces, group_faces, misorientation_deg
 
@@ -147,9 +146,9 @@ def _dopant_defect(graph: AtomGraph, group: list[int]) -> Defect | None:
     sites = (*sorted(group), *hosts)
     found = np.sqrt(np.prod(graph.sites.score[list(sites)])) if len(sites) else 1.0
     return Defect(
-        id=0, name=name, composition=_composition(graph, sites), site_ids=sites,
-        center_px=_center_of_mass(graph, sites), missing_atoms=max(0, region.missing or 0),
-        bonds=_bonds(graph, best.bonds), angles=_angles(graph, group, best.bonds), probability=float(chance * found),
+        id=0, name=name, composition=composition_of(graph, sites), site_ids=sites,
+        center_px=center_of_mass(graph, sites), missing_atoms=max(0, region.missing or 0),
+        bonds=bonds_of(graph, best.bonds), angles=ring_angles(graph, group, best.bonds), probability=float(chance * found),
         alternatives=tuple((n, float(p * found)) for n, p in ranked[1:] if p * AMBIGUITY >= chance),
         coordination=coordination(items, sorted(group)))
 
@@ -158,58 +157,10 @@ def _light_defect(graph: AtomGraph, site: int, symbol: str, chance: float) -> De
     bonds = frozenset((site, j) for j in graph.neighbours[site])
     sites = (site, *sorted(graph.neighbours[site]))
     return Defect(id=0, name=f"{symbol}-C3", composition={symbol: 1, "C": len(bonds)}, site_ids=sites,
-                  center_px=_center_of_mass(graph, sites), bonds=_bonds(graph, bonds),
-                  angles=_angles(graph, [site], bonds), probability=chance,
+                  center_px=center_of_mass(graph, sites), bonds=bonds_of(graph, bonds),
+                  angles=ring_angles(graph, [site], bonds), probability=chance,
                   alternatives=((("pristine", 1.0 - chance),) if (1.0 - chance) * AMBIGUITY >= chance else ()),
                   coordination={site: {len(bonds): 1.0}})
-
-
-def _composition(graph: AtomGraph, sites: Iterable[int]) -> Mapping[str, int]:
-    return dict(Counter(str(graph.sites.species[i]) for i in sites))
-
-
-def _center_of_mass(graph: AtomGraph, sites: Iterable[int]) -> tuple[float, float]:
-    index = list(sites)
-    mass = np.array([atomic_masses[element(str(graph.sites.species[i]))] for i in index])
-    y, x = (graph.sites.yx_px[index] * mass[:, None]).sum(axis=0) / mass.sum()
-    return float(y), float(x)
-
-
-def _bonds(graph: AtomGraph, pairs: Iterable[tuple[int, int]]) -> tuple[DefectBond, ...]:
-    result = []
-    for a, b in sorted((min(p), max(p)) for p in pairs):
-        length = 1e3 * float(np.hypot(*(graph.yx_nm[a] - graph.yx_nm[b])))
-        result.append(DefectBond(a, b, length, float(np.hypot(graph.sites.sigma_pm[a], graph.sites.sigma_pm[b]))))
-    return tuple(result)
-
-
-def _angles(graph: AtomGraph, at_sites: Iterable[int], pairs: Iterable[tuple[int, int]]) -> tuple[DefectAngle, ...]:
-    """Angles between neighbouring bonds at the given atoms, in order around each."""
-    around: dict[int, set[int]] = {}
-    for a, b in pairs:
-        around.setdefault(a, set()).add(b)
-        around.setdefault(b, set()).add(a)
-    result = []
-    for at in sorted(at_sites):
-        others = sorted(around.get(at, ()))
-        if len(others) < 2:
-            continue
-        steps = graph.yx_nm[others] - graph.yx_nm[at]
-        order = np.argsort(np.arctan2(steps[:, 0], steps[:, 1])).tolist()
-        turns = list(zip(order, order[1:] + order[:1])) if len(order) > 2 else [(order[0], order[1])]
-        result += [angle_between(graph, others[i], at, others[j]) for i, j in turns]
-    return tuple(result)
-
-
-def angle_between(graph: AtomGraph, a: int, at: int, b: int) -> DefectAngle:
-    """The angle a-at-b with its standard deviation, propagated from those of the three positions."""
-    u, v = graph.yx_nm[a] - graph.yx_nm[at], graph.yx_nm[b] - graph.yx_nm[at]
-    nu, nv = float(np.hypot(*u)), float(np.hypot(*v))
-    cosine = min(1.0, max(-1.0, float(u @ v) / (nu * nv)))
-    across_u, across_v = np.array([-u[1], u[0]]) / nu**2, np.array([-v[1], v[0]]) / nv**2
-    sigma = [1e-3 * float(graph.sites.sigma_pm[i]) for i in (a, at, b)]
-    variance = (sigma[0] / nu) ** 2 + (sigma[2] / nv) ** 2 + sigma[1] ** 2 * float(np.sum((across_u - across_v) ** 2))
-    return DefectAngle(a, at, b, math.degrees(math.acos(cosine)), math.degrees(math.sqrt(variance)))
 
 
 # --- rings and holes -------------------------------------------------------------------------------------------
@@ -304,9 +255,6 @@ def _ring_defect(graph: AtomGraph, name: str, clusters: list[Cluster], chance: f
     rings = [graph.faces.nodes(f) for c in clusters for f in c.faces if graph.faces.size[f] <= 9]
     angles = [angle_between(graph, ring[i - 1], ring[i], ring[(i + 1) % len(ring)])
               for ring in rings for i in range(len(ring))]
-    return Defect(id=0, name=name, composition=_composition(graph, atoms), site_ids=atoms,
+    return Defect(id=0, name=name, composition=composition_of(graph, atoms), site_ids=atoms,
                   center_px=(float(y), float(x)), missing_atoms=max(0, sum(c.missing or 0 for c in clusters)),
-                  bonds=_bonds(graph, pairs), angles=tuple(angles), probability=chance)
-
-
-__all__ = ["Contact", "angle_between", "find_defects", "position_sigma", "ring_name"]
+                  bonds=bonds_of(graph, pairs), angles=tuple(angles), probability=chance)

@@ -24,6 +24,7 @@ from scipy.spatial import cKDTree
 
 from .analysis import Bonds
 from .calibration import PixelSize
+from .columns import Columns, classify_columns
 from .materials import Material, bond_length_pm
 from .planar import Faces, find_faces
 from .sites import Sites
@@ -70,6 +71,8 @@ class AtomGraph:
         Faces of the bond graph.
     inside : (F,) bool
         Faces that are rings or holes wholly inside the image and outside the mask.
+    columns : Columns, optional
+        For a dichalcogenide, what every column is.
     """
 
     sites: Sites
@@ -83,6 +86,7 @@ class AtomGraph:
     degree: NDArray[np.int64]
     faces: Faces
     inside: NDArray[np.bool_]
+    columns: Columns | None = None
 
     @property
     def rings(self) -> Mapping[int, int]:
@@ -121,7 +125,7 @@ class AtomGraph:
 
 
 def build_graph(sites: Sites, *, material: Material, pixel_size: PixelSize, shape: tuple[int, int],
-                mask: NDArray[np.bool_] | None = None) -> AtomGraph:
+                mask: NDArray[np.bool_] | None = None, dopant: str | None = None) -> AtomGraph:
     """Bonds between sites under chemical constraints.
 
     Parameters
@@ -136,16 +140,24 @@ def build_graph(sites: Sites, *, material: Material, pixel_size: PixelSize, shap
     mask : (h, w) bool array, optional
         True where the image was not analysed, on any grid that spans the same field of view.
 
+    dopant : str, optional
+        For a dichalcogenide, the element expected on metal sites; the material's by default.
+
     Returns
     -------
     AtomGraph
+        Its `sites` have `edge` completed and, for a dichalcogenide, the species of every column.
     """
     yx = pixel_size.to_nm(sites.yx_px)
     foreign = ~np.isin(sites.species, material.species)
     scale = host_scale(yx[~foreign], material)
     host = scale * material.bond_nm
+    columns = None
     if material.kind == "mx2":
-        pairs = _mx2_pairs(yx, sites, material, host)
+        pairs = _mx2_pairs(yx, host)
+        columns = classify_columns(yx, sites, pairs, material, dopant)
+        sites = sites.replace(species=columns.species)
+        foreign = ~np.isin(sites.species, material.species)
     else:
         pairs = _Bonding(yx, sites, foreign, material, host).pairs()
     edge = sites.edge | _near_border(sites, pixel_size, shape, 1.25 * host)
@@ -160,7 +172,7 @@ def build_graph(sites: Sites, *, material: Material, pixel_size: PixelSize, shap
     if mask is not None and np.any(mask) and len(faces):
         inside = inside & ~_over_mask(faces, sites, shape, mask)
     return AtomGraph(sites.replace(edge=edge), material, pixel_size, shape, yx, bonds, scale, foreign,
-                     np.bincount(np.concatenate([a, b]), minlength=len(sites)), faces, inside)
+                     np.bincount(np.concatenate([a, b]), minlength=len(sites)), faces, inside, columns)
 
 
 def host_scale(yx_nm: NDArray[np.float64], material: Material) -> float:
@@ -215,7 +227,7 @@ def _over_mask(faces: Faces, sites: Sites, shape: tuple[int, int], mask: NDArray
     return covered
 
 
-def _mx2_pairs(yx: NDArray[np.float64], sites: Sites, material: Material, host: float) -> NDArray[np.int64]:
+def _mx2_pairs(yx: NDArray[np.float64], host: float) -> NDArray[np.int64]:
     """Bonds of a dichalcogenide: nearest neighbours on the projected honeycomb, whatever the species.
 
     Columns of both sublattices are a/sqrt(3) apart and those of the same one a; what stands on a site is told

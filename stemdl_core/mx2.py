@@ -1,13 +1,132 @@
-"""Point defects and alloying of metal dichalcogenides."""
+"""Point defects and composition of dichalcogenide monolayers, from columns that are told apart already."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from .analysis import Defect
+from .geometry import bonds_of, composition_of, ring_angles
 from .graph import AtomGraph
+
+#: Two readings whose probability is within this factor are both listed.
+AMBIGUITY = 3.0
 
 
 def find_mx2_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | None = None) -> list[Defect]:
-    return []
+    """Substitutions, half and full chalcogen vacancies, antisites and missing metals.
+
+    Parameters
+    ----------
+    graph : AtomGraph
+        With `columns`.
+    vacancies_px : (K, 2) array, optional
+        Where the network sees missing columns [px].
+    """
+    columns = graph.columns
+    if columns is None or len(graph.sites) == 0:
+        return []
+    found = []
+    for i in np.flatnonzero((columns.kind != "") & ~graph.sites.edge).tolist():
+        name = str(columns.kind[i])
+        around = sorted(graph.neighbours[i])
+        sites = tuple(around) if name == f"V_{graph.material.species[1]}2" else (i, *around)
+        if not sites:
+            continue
+        chance = float(columns.probability[i] * graph.sites.score[i])
+        rivals = tuple((n, chance * p) for n, p in columns.rivals(name))
+        host_chance = 1.0 - float(columns.probability[i])
+        if not rivals and host_chance * AMBIGUITY >= chance:
+            rivals = (("pristine", host_chance),)
+        pairs = [(i, j) for j in around]
+        missing = {f"V_{graph.material.species[1]}": 1, f"V_{graph.material.species[1]}2": 2}.get(name, 0)
+        found.append(Defect(id=0, name=name, composition=composition_of(graph, sites), site_ids=sites,
+                            center_px=(float(graph.sites.y_px[i]), float(graph.sites.x_px[i])),
+                            missing_atoms=missing, bonds=bonds_of(graph, pairs), angles=ring_angles(graph, [i], pairs),
+                            probability=chance, alternatives=rivals))
+    return found + _empty_sites(graph, vacancies_px)
+
+
+def _empty_sites(graph: AtomGraph, vacancies_px: NDArray[np.float64] | None) -> list[Defect]:
+    """Sites without a column: where at least two neighbours, short of a bond, both point."""
+    assert graph.columns is not None
+    bond = graph.scale * graph.material.bond_nm
+    points, owners = [], []
+    for i in np.flatnonzero((graph.degree < 3) & (graph.degree > 0) & ~graph.sites.edge).tolist():
+        steps = graph.yx_nm[graph.neighbours[i]] - graph.yx_nm[i]
+        steps /= np.hypot(steps[:, 0], steps[:, 1])[:, None]
+        if len(steps) == 2:
+            away = -steps.sum(axis=0)
+            directions = [away / max(np.hypot(*away), 1e-9)]
+        else:
+            c, s = -0.5, 0.5 * math.sqrt(3.0)
+            directions = [np.array([[c, s], [-s, c]]) @ steps[0], np.array([[c, -s], [s, c]]) @ steps[0]]
+        for direction in directions:
+            points.append(graph.yx_nm[i] + bond * direction)
+            owners.append(i)
+    if len(points) < 2:
+        return []
+    places = np.array(points)
+    free = graph.tree.query(places)[0] > 0.55 * bond
+    network = None if vacancies_px is None else graph.pixel_size.to_nm(vacancies_px).reshape(-1, 2)
+    todo, found = set(np.flatnonzero(free).tolist()), []
+    tree = cKDTree(places)
+    corner = graph.pixel_size.to_nm(np.array([graph.shape[0] - 1.0, graph.shape[1] - 1.0]))
+    while todo:
+        seed = min(todo)
+        group = [k for k in tree.query_ball_point(places[seed], 0.4 * bond) if k in todo]
+        todo -= set(group)
+        around = sorted({owners[k] for k in group})
+        at = places[group].mean(axis=0)
+        if len(around) < 2 or np.any(at < bond) or np.any(at > corner - bond):
+            continue
+        on_metal = bool(np.mean(graph.columns.metal[around]) < 0.5)
+        metal, chalcogen = graph.material.species
+        chance = 0.9
+        if network is not None:
+            chance = 0.98 if len(network) and np.min(np.hypot(*(network - at).T)) < 0.08 else 0.5
+        y, x = graph.pixel_size.to_px(at)
+        found.append(Defect(id=0, name=f"vac_{metal}" if on_metal else f"V_{chalcogen}2",
+                            composition=composition_of(graph, around), site_ids=tuple(around),
+                            center_px=(float(y), float(x)), missing_atoms=1 if on_metal else 2, probability=chance))
+    return found
+
+
+def alloy_fractions(graph: AtomGraph) -> Mapping[str, tuple[float, float]]:
+    """Fraction of every foreign element on the metal sublattice, with its standard deviation.
+
+    The error bar joins counting (how representative so many sites are) and doubt about single columns.
+    """
+    columns = graph.columns
+    if columns is None:
+        return {}
+    host = graph.material.species[0]
+    on_metal = columns.metal & ~graph.sites.edge
+    total = int(on_metal.sum())
+    if total == 0:
+        return {}
+    result = {}
+    for symbol in sorted(set(columns.species[on_metal].tolist()) - set(graph.material.species)):
+        of = on_metal & np.char.startswith(columns.kind, f"{symbol}_{host}")
+        p = np.where(of, columns.probability, 0.0)
+        x = float(of.sum()) / total
+        doubt = float(np.sum(p * (1.0 - p))) / total**2
+        result[symbol] = (x, math.sqrt(max(x * (1.0 - x), 0.25 / total) / total + doubt))
+    return result
+
+
+def local_composition(graph: AtomGraph, symbol: str, *, radius_nm: float = 1.0) -> NDArray[np.float64]:
+    """(N,) fraction of an element among the metal sites within a radius of every site."""
+    columns = graph.columns
+    if columns is None:
+        return np.full(len(graph.sites), np.nan)
+    metal = np.flatnonzero(columns.metal)
+    if len(metal) == 0:
+        return np.full(len(graph.sites), np.nan)
+    near = cKDTree(graph.yx_nm[metal]).query_ball_point(graph.yx_nm, radius_nm)
+    foreign = (columns.species[metal] == symbol).astype(float)
+    return np.array([foreign[k].mean() if len(k) else np.nan for k in near])
