@@ -17,6 +17,7 @@ from .graph import build_graph
 from .infer import probability_maps
 from .lattice import check_scale
 from .materials import Material, element, get_material
+from .mx2 import alloy_fractions
 from .peaks import Peaks, find_peaks, in_mask, masked_area, near_border, scores
 from .plausibility import judge
 from .preprocess import from_model_px, mend, model_shape, resample, standardise
@@ -180,7 +181,8 @@ def analyze_frame(frame: Frame, model: Model, *, dopant: str | None = None,
     if foreign:
         element(foreign)
     found = detect(frame, model, material=host, dopant=foreign)
-    graph = build_graph(found.sites, material=host, pixel_size=found.pixel_size, shape=frame.shape, mask=found.mask)
+    graph = build_graph(found.sites, material=host, pixel_size=found.pixel_size, shape=frame.shape, mask=found.mask,
+                        dopant=dopant)
     verdict = judge(graph, lattice_visible=found.lattice_visible)
     mask, warnings = found.mask, [*found.warnings, *verdict.warnings]
     if not verdict.believable:
@@ -194,7 +196,7 @@ def analyze_frame(frame: Frame, model: Model, *, dopant: str | None = None,
     return FrameAnalysis(model=model.name, material=host.name, shape=frame.shape, pixel_size=found.pixel_size,
                          sites=graph.sites, bonds=graph.bonds, defects=defects, rings=graph.rings,
                          frame=frame.index, time_s=frame.time_s, masked_fraction=fraction, mask=mask,
-                         warnings=tuple(warnings))
+                         warnings=tuple(warnings), alloy=alloy_fractions(graph))
 
 
 def analyze_sequence(sequence: Iterable[Frame], model: Model, *, dopant: str | None = None,
