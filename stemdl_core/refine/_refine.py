@@ -9,17 +9,19 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import uniform_filter
 
 from ..errors import StemdlError
+from .check import Check, check_residual, local_misfit
 from .fit import REACH, Fit, Prior, State, height_prior
 from .grid import BIN_TO_SIGMA, Grid, Noise, estimate_noise, make_grid
-from .joint import Clusters, Normal, Pairs, covariance
 from .model import Array, Background, round_shape
 
 #: Widths of the probe that are tried where none is given [pm]: 60 kV corrected to 200 kV uncorrected instruments.
-_TRIAL_SIGMA_PM = (30.0, 38.0, 48.0, 60.0, 76.0, 96.0)
+_TRIAL_SIGMA_PM = (32.0, 44.0, 60.0, 82.0)
 #: Spacing of the background's nodes [pm]: several columns each, so that it cannot follow one.
 _NODE_SPACING_PM = 600.0
 #: Columns of the window that the probe is fitted on: 1 % of its width at ten electrons each.
 _WINDOW_COLUMNS = 220
+#: Gauss-Newton steps of the columns: the error of a start within 40 pm falls below the counts' in three.
+_TURNS = 3
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Refined:
 
 def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, *, pixel_size_nm: float,
                  groups: ArrayLike | None = None, sigma_probe_nm: float | None = None,
-                 valid: NDArray[np.bool_] | None = None, prior_sigma_pm: float = 25.0,
+                 valid: NDArray[np.bool_] | None = None, prior_sigma_pm: float = 18.0,
                  longest_step_pm: float = 60.0) -> Refined:
     """Refine column positions jointly on the raw image.
 
@@ -125,8 +127,8 @@ def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, 
     valid : (H, W) bool, optional
         Pixels that may be used: dead lines, hot pixels and contamination are False.
     prior_sigma_pm : float
-        Accuracy of the start positions along one axis [pm]: keeps the fit stable where the counts say little and
-        is without effect where they say much.
+        Accuracy of the start positions along one axis, at best [pm]: keeps the fit stable where the counts say
+        little and is without effect where they say much. Raised when the image shows the start to be worse.
     longest_step_pm : float
         A column that moves farther than this is put back and marked as not converged [pm].
 
@@ -184,7 +186,7 @@ class _Work:
     def __init__(self, image: NDArray[np.floating], usable: NDArray[np.bool_], y_px: Array, x_px: Array, *,
                  pixel_pm: float, sigma_pm: float | None) -> None:
         self.state: State | None = None
-        trials = _TRIAL_SIGMA_PM if sigma_pm is None else tuple(f * sigma_pm for f in (0.65, 0.8, 1.0, 1.25, 1.5))
+        trials = _TRIAL_SIGMA_PM if sigma_pm is None else tuple(f * sigma_pm for f in (0.72, 1.0, 1.4))
         guess = 45.0 if sigma_pm is None else sigma_pm
         for _ in range(2):
             binning = max(1, min(int(BIN_TO_SIGMA * guess / pixel_pm), min(image.shape) // 8))
@@ -201,7 +203,9 @@ class _Work:
             guess = found
 
     def _start(self, grid: Grid, y: Array, x: Array, widths: Array) -> None:
-        smooth = uniform_filter(grid.image, 3, mode="nearest")
+        # The level of a pixel, known from more counts than its own.
+        side = 2 * round(0.6 * float(np.median(widths))) + 1
+        smooth = uniform_filter(grid.image, max(side, 3), mode="nearest")
         noise = estimate_noise(grid.image, smooth, grid.usable)
         grid = _without_spikes(grid, noise)
         # Weights from the image itself: the first model is too poor to say where the counts are.
@@ -211,7 +215,9 @@ class _Work:
         floor = float(np.percentile(inside[:: max(1, len(inside) // 10000)], 5))
         at = (np.clip(np.rint(v).astype(int), 0, n - 1) for v, n in zip((y, x), smooth.shape, strict=True))
         height = smooth[tuple(at)].astype(np.float64) - floor
-        height = np.maximum(height, 0.3 * max(float(np.median(height)), 0.02))
+        typical = max(float(np.median(height)), 0.02)
+        # All alike, but for the clearly bright: single heights are mostly noise at this stage.
+        height = np.where(height > 1.7 * typical, height, typical)
         self.grid = grid
         self.fit = Fit(grid, Background(grid.image.shape, grid.pad, _NODE_SPACING_PM / grid.step_pm))
         self._open_window(y, x)
@@ -229,7 +235,7 @@ class _Work:
         state = best[1]
         self.start_shape = state.shape
         for _ in range(2):
-            state = self.window.probe_step(state, start=self.start_shape, weight=window_weight)
+            state = self.window.probe_step(state, self.window.draw(state), window_weight, start=self.start_shape)
         nodes = np.full(self.fit.background.size, floor)
         whole = State(y, x, height, nodes, state.shape, noise)
         self.state = self.fit.scale_step(whole, self.first_weight)[0]
@@ -260,19 +266,23 @@ class _Work:
         self._chosen = np.flatnonzero((y > y0 - near) & (y < y1 + near) & (x > x0 - near) & (x < x1 + near))
         self.window = Fit(grid, Background(grid.image.shape, pad, _NODE_SPACING_PM / grid.step_pm))
 
-    def probe_step(self, state: State) -> State:
-        """The state with a better probe, and heights that go with it."""
-        if self.window is self.fit:
-            return self.fit.probe_step(state, start=self.start_shape)
+    def probe_step(self, state: State, variance: Array) -> State:
+        """The state with a better probe, and heights that go with it.
+
+        Fitted positions follow the counts they are fitted to, which makes the probe look sharper than it is by
+        their `variance` (N, 2): the sample variance and its lost degree of freedom, column by column.
+        """
         rows, columns = self._window
         k = self._chosen
         part = replace(state, y=state.y[k] - rows.start, x=state.x[k] - columns.start, height=state.height[k])
-        surface = self.fit.background.image(state.nodes)[rows, columns]
         picture = self.window.draw(part)
+        surface = self.fit.background.image(state.nodes)[rows, columns]
         weight = self.window.weight(state.noise, picture.columns + surface)
-        found = self.window.probe_step(part, start=self.start_shape, weight=weight)
+        found = self.window.probe_step(part, picture, weight, start=self.start_shape)
         factor = float(found.height[0] / part.height[0])
-        return replace(state, shape=found.shape, height=factor * state.height)
+        lost = np.minimum(variance[k].mean(0), 0.3 * found.shape.sigma**2)
+        shape = replace(found.shape, cyy=found.shape.cyy + float(lost[0]), cxx=found.shape.cxx + float(lost[1]))
+        return replace(state, shape=shape, height=factor * state.height)
 
 
 def _without_spikes(grid: Grid, noise: Noise) -> Grid:
@@ -295,38 +305,62 @@ def _refine(work: _Work, labels: NDArray[np.intp], prior_sigma_pm: float, longes
     precision = np.full((len(start), 3), (step_pm / prior_sigma_pm) ** 2)
     precision[:, 0] = 1 / (0.5 * state.height) ** 2
     prior = Prior(start, precision)
-    pairs = Pairs.within(state.y, state.x, 4.3 * state.shape.sigma)
-    clusters = Clusters.nearest(state.y, state.x, pairs)
     longest = 30.0 / step_pm
-    normal: Normal | None = None
-    for turn in range(4):
+    for turn in range(_TURNS):
         picture = fit.draw(state)
-        if turn in (1, 2):
+        if turn:
             mean = fit.mean(state, picture)
             noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise)
             state = replace(state, noise=noise)
-        state, normal = fit.column_step(state, picture, prior, longest=longest, pairs=pairs,
-                                        weight=work.first_weight if turn == 0 else None,
-                                        normal=normal if turn == 3 else None)
-        if turn < 2:
+        state, normal = fit.column_step(state, picture, prior, longest=longest,
+                                        weight=None if turn else work.first_weight)
+        if turn < _TURNS - 1:
             variance = 1.2 / (normal.diagonal[:, 0, 0] + 1e-300)
             centre, own = height_prior(state.height, variance, labels)
             prior = Prior(np.column_stack([np.where(own > 0, centre, state.height), start[:, 1:]]),
                           np.column_stack([own, precision[:, 1:]]))
-            state = work.probe_step(state)
-    cov = covariance(normal, prior.precision, clusters)
-    sigma = step_pm * np.sqrt(0.5 * (cov[:, 1, 1] + cov[:, 2, 2]))
+            information = normal.diagonal[:, (1, 2), (1, 2)] + precision[:, 1:]
+            precision[:, 1:] = _start_precision(state, start, information, precision[:, 1:], step_pm)
+            state = work.probe_step(state, 1.2 / information)
+    picture = fit.draw(state)
+    mean = fit.mean(state, picture)
+    residual = grid.image - mean
+    check = check_residual(residual, mean, state.noise, grid.usable, picture)
+    cov = normal.covariance(state.y, state.x, state.height, state.shape)
+    inflation = max(1.0, check.misfit) * local_misfit(picture.patches, residual, mean, state.noise, grid.usable)
+    along_y, along_x = cov[:, 1, 1] * inflation, cov[:, 2, 2] * inflation
+    # A column is some lines high, and averages their shifts.
+    along_x = along_x + check.jitter**2 / (np.sqrt(2 * np.pi * state.shape.cyy))
+    sigma = step_pm * np.sqrt(0.5 * (along_y + along_x))
+    # The group's share taken out of the height again: what the column itself says, its neighbours being typical.
+    free = 1 / np.maximum(1 / cov[:, 0, 0] - prior.precision[:, 0], 1e-6 / cov[:, 0, 0])
+    height = free * (state.height / cov[:, 0, 0] - prior.precision[:, 0] * prior.mean[:, 0])
     moved = step_pm * np.hypot(state.y - start[:, 1], state.x - start[:, 2])
-    ok = moved < longest_step_pm
+    seen = normal.diagonal[:, 0, 0] * np.median(state.height) ** 2 > 1
+    ok = (moved < longest_step_pm) & seen
     y, x = np.where(ok, state.y, start[:, 1]), np.where(ok, state.x, start[:, 2])
     index, value, _, _ = fit.background.at(y, x)
     below = (state.nodes[index] * value).sum(1) * grid.scale + grid.offset
-    imaging = _imaging(fit, state, below)
-    return Refined(grid.to_raw(y), grid.to_raw(x), state.height * grid.scale, np.sqrt(cov[:, 0, 0]) * grid.scale,
+    imaging = _imaging(fit, state, below, check)
+    return Refined(grid.to_raw(y), grid.to_raw(x), height * grid.scale, np.sqrt(free * inflation) * grid.scale,
                    np.where(ok, sigma, prior_sigma_pm), below, ok, imaging)
 
 
-def _imaging(fit: Fit, state: State, below: Array) -> Imaging:
+def _start_precision(state: State, start: Array, information: Array, precision: Array, step_pm: float) -> Array:
+    """Precision of the start positions, lowered where the columns moved farther than it allows.
+
+    Only ever lowered: a start that was found on the same counts agrees with them better than it should.
+    """
+    moved = np.stack([state.y, state.x], 1) - start[:, 1:]
+    # Moves of a fit that is pulled back: what they would be without the pull, less what the counts' noise adds.
+    kept = information / np.maximum(information - precision, 0.2 * information)
+    free = np.median((kept * moved) ** 2) / 0.455
+    noise = np.median(kept / information) * 1.2
+    most = (40.0 / step_pm) ** 2
+    return np.minimum(precision, 1 / np.clip(free - noise, 1e-6, most))
+
+
+def _imaging(fit: Fit, state: State, below: Array, check: Check) -> Imaging:
     """The probe and the noise in units of the raw image."""
     grid, shape = fit.grid, state.shape
     pixels = grid.binning**2
@@ -348,7 +382,8 @@ def _imaging(fit: Fit, state: State, below: Array) -> Imaging:
                    tail_fraction=float(wide / (1 - shape.fraction + wide)),
                    tail_ratio=float(np.sqrt(1 + shape.spread / sigma**2)),
                    volume_px=volume, gain=float(gain), intercept=float(intercept), electrons_per_atom=electrons,
-                   background=float(np.median(below)), misfit=1.0, jitter_pm=0.0)
+                   background=float(np.median(below)), misfit=check.misfit,
+                   jitter_pm=check.jitter * grid.step_pm * grid.binning**0.5)
 
 
 def estimate_imaging(image: NDArray[np.floating], refined: Refined, *, pixel_size_nm: float,

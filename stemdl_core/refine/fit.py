@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .grid import Grid, Noise
-from .joint import Normal, Pairs, assemble, solve
+from .joint import Normal
 from .model import Array, Background, Image, Patches, Picture, Shape
 
 #: A patch reaches this many sigma of the core.
@@ -102,12 +102,9 @@ class Fit:
         chi2 = float(np.vdot(wt, target)) - float(solution @ right)
         return solution, chi2 / max(float(np.count_nonzero(weight)), 1.0)
 
-    def probe_step(self, state: State, *, start: Shape, weight: Image | None = None) -> State:
+    def probe_step(self, state: State, picture: Picture, weight: Image, *, start: Shape) -> State:
         """Gauss-Newton step of the probe, the common height and the background; columns stay where they are."""
         shape = state.shape
-        picture = self.draw(state)
-        if weight is None:
-            weight = self.weight(state.noise, self.mean(state, picture))
         now = np.array([shape.cyy, shape.cyx, shape.cxx, shape.fraction, shape.spread])
         # Probes are nearly round and their tails alike; the image overrules both where it can.
         s2 = shape.sigma**2
@@ -125,35 +122,22 @@ class Fit:
         scale = float(np.clip(1 + step[0], 0.5, 2.0))
         return replace(state, shape=Shape(*map(float, new)), height=scale * state.height, nodes=step[6:])
 
-    def column_step(self, state: State, picture: Picture, prior: Prior, *, longest: float, pairs: Pairs,
-                    weight: Image | None = None, normal: Normal | None = None,
-                    tolerance: float = 1e-2) -> tuple[State, Normal]:
+    def column_step(self, state: State, picture: Picture, prior: Prior, *, longest: float,
+                    weight: Image | None = None, tolerance: float = 0.02) -> tuple[State, Normal]:
         """Gauss-Newton step of every column's height and position with the background, all coupled.
 
-        The gradient is exact in every step; the matrix may be the one of the step before, since it only
-        steers. Returns the new state and the matrix.
+        Returns the new state, and the least squares problem of the old one.
         """
-        patches = picture.patches
         mean = self.mean(state, picture)
         if weight is None:
             weight = self.weight(state.noise, mean)
-        slopes = patches.jacobian()
         typical = float(np.median(state.height))
         smooth = self._smoothness(typical)
-        if normal is None:
-            heights = state.height
-            scaled = slopes.copy()
-            scaled[1:] *= heights.astype(np.float32)[:, None]
-            normal = assemble(patches, scaled, state.y, state.x, heights, state.shape, weight,
-                              picture.columns, self.background, pairs, smooth)
-        residual = weight * (self.grid.image - mean)
-        flat = residual.ravel()
-        gradient = np.stack([picture.sparse(s).T @ flat for s in slopes], 1).astype(np.float64)
-        gradient[:, 1:] *= state.height[:, None]
+        normal = Normal(picture.patches, state.y, state.x, state.height, weight, self.grid.image - mean,
+                        self.background, smooth, prior.precision)
         now = np.stack([state.height, state.y, state.x], 1)
-        gradient += prior.precision * (prior.mean - now)
-        nodes = self.background.project(residual) - smooth @ state.nodes
-        step, surface = solve(normal, prior.precision, gradient, nodes, tolerance=tolerance)
+        step, surface = normal.solve(prior.precision * (prior.mean - now), -smooth @ state.nodes,
+                                     tolerance=tolerance)
         length = np.hypot(step[:, 1], step[:, 2])
         step[:, 1:] *= np.minimum(1, longest / np.maximum(length, 1e-12))[:, None]
         least = np.maximum(0.4 * state.height, 0.02 * typical)

@@ -1,7 +1,7 @@
-"""Normal equations of all columns at once: height, y and x of each, and the background under them.
+"""Least squares of all columns at once: height, y and x of each, and the background under them.
 
-Neighbouring columns overlap, so their parameters are correlated and have to be found together. Only near neighbours
-couple: the matrix is sparse, and preconditioned conjugate gradients solve it in a handful of products.
+Neighbouring columns overlap, so their parameters are correlated and have to be found together. The normal matrix
+is never formed: conjugate gradients need only its products, which are a drawing and a comparison of images.
 
 References
 ----------
@@ -14,135 +14,188 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import bsr_matrix, csr_matrix
+from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
-from .model import Array, Background, Image, Patches, Shape
+from .model import Array, Background, Image, Patches, Shape, chunks, place
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Columns close enough to overlap: each pair once, with what it takes to place its blocks in a matrix."""
-
-    first: NDArray[np.intp]
-    second: NDArray[np.intp]
-    order: NDArray[np.intp]
-    columns: NDArray[np.int32]
-    starts: NDArray[np.int32]
-
-    @classmethod
-    def within(cls, y: Array, x: Array, distance: float) -> Pairs:
-        """All pairs of columns nearer than `distance`."""
-        n = len(y)
-        pairs = cKDTree(np.stack([y, x], 1)).query_pairs(distance, output_type="ndarray")
-        i, j = pairs[:, 0].astype(np.intp), pairs[:, 1].astype(np.intp)
-        # Row blocks of the symmetric matrix: the diagonal, then (i, j), then (j, i).
-        rows = np.concatenate([np.arange(n), i, j])
-        columns = np.concatenate([np.arange(n), j, i])
-        order = np.lexsort((columns, rows))
-        starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n))])
-        return cls(i, j, order, columns[order].astype(np.int32), starts.astype(np.int32))
-
-    def matrix(self, diagonal: Array, coupling: Array) -> bsr_matrix:
-        """Symmetric block matrix from (N, 3, 3) diagonal blocks and (P, 3, 3) blocks of the pairs."""
-        n = len(diagonal)
-        blocks = np.concatenate([diagonal, coupling, coupling.transpose(0, 2, 1)])[self.order]
-        return bsr_matrix((blocks, self.columns, self.starts), shape=(3 * n, 3 * n))
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """Each column with its nearest neighbours, and where the blocks that couple them are."""
-
-    members: NDArray[np.intp]
-    block: NDArray[np.intp]
-
-    @classmethod
-    def nearest(cls, y: Array, x: Array, pairs: Pairs, neighbours: int = 4) -> Clusters:
-        """Column 0 of `members` (N, K) is the column itself; `block` (N, K, K) counts pairs, their transposes,
-        and last an empty block."""
-        n, p = len(y), len(pairs.first)
-        points = np.stack([y, x], 1)
-        members = cKDTree(points).query(points, k=min(neighbours + 1, n))[1].reshape(n, -1)
-        # Coincident columns may come in either order.
-        swap = members[:, 0] != np.arange(n)
-        for row in np.flatnonzero(swap):
-            others = members[row][members[row] != row]
-            members[row] = np.r_[row, others[: members.shape[1] - 1]]
-        number = np.arange(1, p + 1)
-        table = csr_matrix((np.concatenate([number, p + number]), (np.concatenate([pairs.first, pairs.second]),
-                            np.concatenate([pairs.second, pairs.first]))), shape=(n, n))
-        k = members.shape[1]
-        rows, columns = np.repeat(members, k, axis=1).ravel(), np.tile(members, k).ravel()
-        block = np.asarray(table[rows, columns]).reshape(n, k, k) - 1
-        return cls(members, np.where(block < 0, 2 * p, block))
-
-
-@dataclass(frozen=True)
 class Normal:
-    """Weighted least squares around the current model, parameters (height, y, x) per column and background nodes.
+    """Weighted least squares around the current model: parameters (height, y, x) per column, background nodes.
 
     Parameters
     ----------
-    diagonal : (N, 3, 3) float64
-        Information of each column about itself, priors not included.
-    coupling : (P, 3, 3) float64
-        Information shared by the columns of a pair.
-    pairs : Pairs
-    border : (3 N, n) sparse
-        Columns against background nodes.
-    nodes : (n, n) float64
-        Background nodes, with their smoothness.
-    border_index, border_blocks : (N, 4) int, (N, 3, 4) float64
-        The same border by column: the four nodes around it.
-    lumped : (N,) float64
-        Height information shared with columns beyond the pairs (the tails reach far), moved to the diagonal:
-        the matrix then bounds the true one from above, which keeps every step safe.
+    patches : Patches
+        The columns.
+    heights : (N,) float64
+        Their heights.
+    weight, residual : (H, W) float32
+        Information per pixel; data minus model.
+    background : Background
+        The surface.
+    smoothness : (n, n) float64
+        Prior precision of its nodes.
+    precision : (N, 3) float64
+        Prior precision of the columns' parameters.
     """
 
-    diagonal: Array
-    coupling: Array
-    pairs: Pairs
-    border: csr_matrix
-    nodes: Array
-    border_index: NDArray[np.intp]
-    border_blocks: Array
-    lumped: Array
+    def __init__(self, patches: Patches, y: Array, x: Array, heights: Array, weight: Image, residual: Image,
+                 background: Background, smoothness: Array, precision: Array) -> None:
+        n, size = len(heights), (weight.shape[0], weight.shape[1])
+        slopes = np.empty((3, *patches.index.shape), np.float32)
+        gradient, diagonal, moments = np.empty((n, 3)), np.empty((n, 3, 3)), np.empty((n, 3, 3))
+        flat_weight, flat_residual = weight.ravel(), (weight * residual).ravel()
+        narrow = heights.astype(np.float32)[:, None]
+        for which in chunks(n):
+            index = patches.index[which]
+            w, r = flat_weight.take(index), flat_residual.take(index)
+            for a, slope in enumerate(patches.slopes(which)):
+                np.multiply(slope, narrow[which] if a else np.float32(1), out=slopes[a, which])
+            for a in range(3):
+                gradient[which, a] = np.einsum("np,np->n", slopes[a, which], r)
+                weighted = slopes[a, which] * w
+                moments[which, a] = weighted @ patches.moments
+                for b in range(a, 3):
+                    diagonal[which, a, b] = diagonal[which, b, a] = np.einsum("np,np->n", weighted, slopes[b, which])
+        self.gradient, self.diagonal = gradient, diagonal
+        self.gradient_nodes = background.project(flat_residual.reshape(size))
+        self._precision, self._smoothness = precision, smoothness
+        self._weight, self._background = flat_weight, background
+        self._slopes = [place(patches.index, s, size) for s in slopes]
+        self._slopes_t = [s.T for s in self._slopes]
+        # A background hat is linear around a column, so its sum needs the zeroth and first moments only.
+        self.near, value, slope_y, slope_x = background.at(y, x)
+        total = moments[..., 0]
+        along_y = moments[..., 1] - total * patches.rest_y[:, None]
+        along_x = moments[..., 2] - total * patches.rest_x[:, None]
+        self.border = (total[:, :, None] * value[:, None] + along_y[:, :, None] * slope_y[:, None]
+                       + along_x[:, :, None] * slope_x[:, None])
+        self._nodes = background.gram(weight) + smoothness
+        self._own = diagonal + precision[:, :, None] * np.eye(3)
+        self._inverse = np.linalg.inv(self._own)
 
-    def lift(self, inverse: Array) -> csr_matrix:
-        """(3 N, n) how columns, each on its own, answer to the background nodes."""
-        lean = np.matmul(inverse, self.border_blocks)
-        return csr_matrix((lean.ravel(), self.border.indices, self.border.indptr), shape=self.border.shape)
+    def _sparse(self, blocks: Array) -> csr_matrix:
+        """(3 N, n) matrix of blocks (N, 3, K) against the nodes near each column."""
+        n, _, k = blocks.shape
+        columns = np.repeat(self.near[:, None], 3, axis=1)
+        return csr_matrix((blocks.ravel(), columns.ravel(), np.arange(0, 3 * n * k + 1, k)),
+                          shape=(3 * n, self._background.size))
 
-    def nodes_inverse(self, inverse: Array) -> Array:
-        """(n, n) covariance of the background nodes when columns answer each on its own."""
-        schur = self.nodes - (self.border.T @ self.lift(inverse)).toarray()
+    def nodes_covariance(self) -> Array:
+        """(n, n) covariance of the background nodes when the columns answer each on its own."""
+        lift = self._sparse(np.matmul(self._inverse, self.border))
+        schur = self._nodes - (self._sparse(self.border).T @ lift).toarray()
         schur = 0.5 * (schur + schur.T)
-        # Nodes that see hardly any pixels of their own lean on the smoothness.
-        schur[np.diag_indices_from(schur)] += 1e-3 * np.diag(self.nodes).max()
+        # Nodes that see hardly any pixels of their own lean on the smoothness; columns overlap, so that this
+        # difference may come out too small.
+        schur += np.diag(0.05 * np.diag(self._nodes) + 1e-3 * np.diag(self._nodes).max())
         try:
             root = np.linalg.inv(np.linalg.cholesky(schur))
-            return root.T @ root
         except np.linalg.LinAlgError:
             values, vectors = np.linalg.eigh(schur)
-            return (vectors / np.maximum(values, 1e-3 * np.abs(values).max() + 1e-300)) @ vectors.T
+            root = (vectors / np.sqrt(np.maximum(values, 1e-2 * np.abs(values).max()))).T
+        return root.T @ root
+
+    def _apply(self, columns: Array, nodes: Array) -> tuple[Array, Array]:
+        """The normal matrix times a step."""
+        narrow = columns.astype(np.float32)
+        image = self._background.image(nodes).ravel()
+        for a in range(3):
+            image = image + self._slopes[a] @ np.ascontiguousarray(narrow[:, a])
+        image *= self._weight
+        out = self._precision * columns
+        for a in range(3):
+            out[:, a] += self._slopes_t[a] @ image
+        shape = self._background.pixels
+        return out, self._background.project(image.reshape(shape)) + self._smoothness @ nodes
+
+    def solve(self, pull: Array, pull_nodes: Array, *, tolerance: float, most: int = 25) -> tuple[Array, Array]:
+        """Step of columns (N, 3) and nodes (n,) by preconditioned conjugate gradients.
+
+        `pull` and `pull_nodes` are the priors' part of the gradient. The preconditioner treats every column as
+        alone, but knows how they all lean on the background: heights and background trade against each other.
+        """
+        nodes_inverse = self.nodes_covariance()
+        lift = np.matmul(self._inverse, self.border)
+        near = self.near
+        count = self._background.size
+
+        def precondition(u: Array, v: Array) -> tuple[Array, Array]:
+            own = np.einsum("nab,nb->na", self._inverse, u)
+            leaned = np.bincount(near.ravel(), np.einsum("nak,na->nk", lift, u).ravel(), minlength=count)
+            z = nodes_inverse @ (v - leaned)
+            return own - np.einsum("nak,nk->na", lift, z[near]), z
+
+        ru, rv = self.gradient + pull, self.gradient_nodes + pull_nodes
+        u, v = np.zeros_like(ru), np.zeros_like(rv)
+        zu, zv = precondition(ru, rv)
+        pu, pv = zu, zv
+        rho = start = float(np.vdot(ru, zu) + rv @ zv)
+        for _ in range(most):
+            if not rho > tolerance**2 * start:
+                break
+            qu, qv = self._apply(pu, pv)
+            alpha = rho / float(np.vdot(pu, qu) + pv @ qv)
+            u, v = u + alpha * pu, v + alpha * pv
+            ru, rv = ru - alpha * qu, rv - alpha * qv
+            zu, zv = precondition(ru, rv)
+            previous, rho = rho, float(np.vdot(ru, zu) + rv @ zv)
+            pu, pv = zu + (rho / previous) * pu, zv + (rho / previous) * pv
+        return u, v
+
+    def covariance(self, y: Array, x: Array, heights: Array, shape: Shape, *, neighbours: int = 4) -> Array:
+        """(N, 3, 3) covariance of height, y and x of each column, its neighbours and the background unknown.
+
+        The inverse of the whole matrix would cost seconds; that of each column with its nearest neighbours gives
+        the same standard deviation to 1 % in a lattice.
+        """
+        n = len(y)
+        points = np.stack([y, x], 1)
+        distance, members = cKDTree(points).query(points, k=min(neighbours + 1, n))
+        distance, members = distance.reshape(n, -1), members.reshape(n, -1)
+        members[:, 0] = np.arange(n)
+        k = members.shape[1]
+        local = np.zeros((n, k, k, 3, 3))
+        slots = np.arange(k)
+        local[:, slots, slots] = self._own[members]
+        first, second = np.triu_indices(k, 1)
+        i, j = members[:, first], members[:, second]
+        gap = np.hypot(y[i] - y[j], x[i] - x[j])
+        # Each overlapping pair once, however many clusters it is in.
+        close = (gap < 4.6 * shape.sigma) & (i != j)
+        low, high = np.minimum(i, j)[close], np.maximum(i, j)[close]
+        pairs, back = np.unique(low * n + high, return_inverse=True)
+        coupling = _coupling(y, x, heights, pairs // n, pairs % n, shape, self._weight.reshape(self._background.pixels))
+        blocks = np.zeros((*close.shape, 3, 3))
+        ordered = coupling[back.ravel()]
+        flip = (i > j)[close]
+        ordered[flip] = ordered[flip].transpose(0, 2, 1)
+        blocks[close] = ordered
+        local[:, first, second] = blocks
+        local[:, second, first] = blocks.transpose(0, 1, 3, 2)
+        dense = local.transpose(0, 1, 3, 2, 4).reshape(n, 3 * k, 3 * k)
+        own = np.linalg.solve(dense, np.broadcast_to(np.eye(3 * k, 3), (n, 3 * k, 3)))[:, :3]
+        # What not knowing the background adds.
+        lean = np.matmul(own, self.border)
+        nodes = self.nodes_covariance()
+        shared = nodes[self.near[:, :, None], self.near[:, None, :]]
+        return own + np.matmul(np.matmul(lean, shared), lean.transpose(0, 2, 1))
 
 
-def _quadrature(y: Array, x: Array, heights: Array, pairs: Pairs, shape: Shape, weight: Image) -> Array:
+def _coupling(y: Array, x: Array, heights: Array, i: NDArray[np.intp], j: NDArray[np.intp], shape: Shape,
+              weight: Image) -> Array:
     """(P, 3, 3) sums over pixels of weight times the slopes of both columns of each pair.
 
-    The product of two Gaussians is a narrower Gaussian at the midpoint; the trapezoid rule on a grid of step
-    sigma converges to 1e-4 there, with 25 points in place of some hundred pixels.
+    The product of two Gaussians is a narrower Gaussian at the midpoint; every other pixel around it is enough.
     """
-    i, j = pairs.first, pairs.second
     if not len(i):
         return np.zeros((0, 3, 3))
-    step = max(1.0, shape.sigma)
-    ticks = step * np.arange(-2, 3)
-    my, mx = 0.5 * (y[i] + y[j]), 0.5 * (x[i] + x[j])
-    qy, qx = (my[:, None] + np.repeat(ticks, 5)), (mx[:, None] + np.tile(ticks, 5))
-    at = np.rint(qy).astype(np.int32) * weight.shape[1] + np.rint(qx).astype(np.int32)
-    w = weight.ravel()[at] * np.float32(step**2)
+    step = max(1, round(0.9 * shape.sigma))
+    ticks = step * np.arange(-3, 4)
+    my, mx = np.rint(0.5 * (y[i] + y[j])), np.rint(0.5 * (x[i] + x[j]))
+    qy, qx = my[:, None] + np.repeat(ticks, 7), mx[:, None] + np.tile(ticks, 7)
+    rows, columns = (np.clip(q, 0, m - 1).astype(np.intp) for q, m in zip((qy, qx), weight.shape, strict=True))
+    w = weight[rows, columns] * np.float32(step**2)
     slopes = [_slopes(qy - y[k][:, None], qx - x[k][:, None], heights[k], shape) for k in (i, j)]
     return np.matmul(slopes[0] * w[:, None], slopes[1].transpose(0, 2, 1)).astype(np.float64)
 
@@ -162,98 +215,3 @@ def _slopes(dy: Array, dx: Array, heights: Array, shape: Shape) -> Image:
         out[:, 1] += value * uy
         out[:, 2] += value * ux
     return out
-
-
-def assemble(patches: Patches, slopes: Image, y: Array, x: Array, heights: Array, shape: Shape, weight: Image,
-             columns_image: Image, background: Background, pairs: Pairs, smoothness: Array) -> Normal:
-    """Normal matrix at the current model. `slopes` (3, N, S * S) has the heights multiplied in."""
-    n = len(y)
-    weighted = slopes * weight.ravel().take(patches.index)
-    diagonal = np.empty((n, 3, 3))
-    for a in range(3):
-        for b in range(a, 3):
-            diagonal[:, a, b] = diagonal[:, b, a] = np.einsum("np,np->n", weighted[a], slopes[b])
-    coupling = _quadrature(y, x, heights, pairs, shape, weight)
-    unit = columns_image.ravel().take(patches.index)
-    reach = np.einsum("np,np->n", weighted[0], unit) / np.median(heights) - diagonal[:, 0, 0]
-    for near in (pairs.first, pairs.second):
-        reach -= np.bincount(near, coupling[:, 0, 0], minlength=n)
-    lumped = np.maximum(reach, 0)
-    # A hat is linear around a column, so its sum needs the patch's zeroth and first moments only.
-    moments = (weighted.reshape(3 * n, -1) @ patches.moments).astype(np.float64).reshape(3, n, 3)
-    total = moments[..., 0]
-    along_y = moments[..., 1] - total * patches.rest_y
-    along_x = moments[..., 2] - total * patches.rest_x
-    index, value, slope_y, slope_x = background.at(y, x)
-    blocks = (total.T[:, :, None] * value[:, None] + along_y.T[:, :, None] * slope_y[:, None]
-              + along_x.T[:, :, None] * slope_x[:, None])
-    columns_of = np.repeat(index[:, None], 3, axis=1).reshape(-1, 4)
-    border = csr_matrix((blocks.ravel(), columns_of.ravel(), np.arange(0, 12 * n + 1, 4)),
-                        shape=(3 * n, background.size))
-    return Normal(diagonal, coupling, pairs, border, background.gram(weight) + smoothness, index, blocks, lumped)
-
-
-def solve(normal: Normal, prior: Array, gradient: Array, gradient_nodes: Array, *, tolerance: float = 1e-3,
-          most: int = 40) -> tuple[Array, Array]:
-    """Step of columns (N, 3) and background nodes (n,) from conjugate gradients.
-
-    `prior` (N, 3) is the precision added to the diagonal. The preconditioner treats every column as alone, but
-    knows how they all lean on the background: heights and background trade against each other.
-    """
-    n = len(normal.diagonal)
-    diagonal = normal.diagonal + prior[:, :, None] * np.eye(3)
-    diagonal[:, 0, 0] += normal.lumped
-    matrix = normal.pairs.matrix(diagonal, normal.coupling)
-    inverse = np.linalg.inv(diagonal)
-    lift = normal.lift(inverse)
-    schur_inverse = normal.nodes_inverse(inverse)
-    border_t, lift_t = normal.border.T.tocsr(), lift.T.tocsr()
-
-    def apply(u: Array, v: Array) -> tuple[Array, Array]:
-        return matrix @ u + normal.border @ v, border_t @ u + normal.nodes @ v
-
-    def precondition(u: Array, v: Array) -> tuple[Array, Array]:
-        z = schur_inverse @ (v - lift_t @ u)
-        own = np.einsum("nab,nb->na", inverse, u.reshape(n, 3)).ravel()
-        return own - lift @ z, z
-
-    ru, rv = gradient.ravel().copy(), gradient_nodes.copy()
-    u, v = np.zeros_like(ru), np.zeros_like(rv)
-    zu, zv = precondition(ru, rv)
-    pu, pv = zu, zv
-    rho = start = float(ru @ zu + rv @ zv)
-    for _ in range(most):
-        if not rho > tolerance**2 * start:
-            break
-        qu, qv = apply(pu, pv)
-        curvature = float(pu @ qu + pv @ qv)
-        if not curvature > 0:
-            break
-        alpha = rho / curvature
-        u, v = u + alpha * pu, v + alpha * pv
-        ru, rv = ru - alpha * qu, rv - alpha * qv
-        zu, zv = precondition(ru, rv)
-        previous, rho = rho, float(ru @ zu + rv @ zv)
-        pu, pv = zu + (rho / previous) * pu, zv + (rho / previous) * pv
-    return u.reshape(n, 3), v
-
-
-def covariance(normal: Normal, prior: Array, clusters: Clusters) -> Array:
-    """(N, 3, 3) covariance of height, y and x of each column, its neighbours and the background unknown.
-
-    The inverse of the whole matrix would cost seconds; that of each column with its nearest neighbours gives the
-    same standard deviation to 1 % in a lattice.
-    """
-    diagonal = normal.diagonal + prior[:, :, None] * np.eye(3)
-    n, k = clusters.members.shape
-    blocks = np.concatenate([normal.coupling, normal.coupling.transpose(0, 2, 1), np.zeros((1, 3, 3))])
-    local = blocks[clusters.block]
-    slots = np.arange(k)
-    local[:, slots, slots] = diagonal[clusters.members]
-    dense = local.transpose(0, 1, 3, 2, 4).reshape(n, 3 * k, 3 * k)
-    own = np.linalg.solve(dense, np.broadcast_to(np.eye(3 * k, 3), (n, 3 * k, 3)))[:, :3]
-    # What not knowing the background adds.
-    lean = np.matmul(own, normal.border_blocks)
-    nodes = normal.nodes_inverse(np.linalg.inv(diagonal + normal.lumped[:, None, None] * np.eye(3)[0]))
-    shared = nodes[normal.border_index[:, :, None], normal.border_index[:, None, :]]
-    return own + np.matmul(np.matmul(lean, shared), lean.transpose(0, 2, 1))

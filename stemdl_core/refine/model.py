@@ -11,6 +11,7 @@ from scipy.sparse import csc_matrix
 
 Array = NDArray[np.float64]
 Image = NDArray[np.float32]
+_CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Background:
         self._y, self._x = _Axis.spanning(shape[0], pad, spacing), _Axis.spanning(shape[1], pad, spacing)
         self.shape = (self._y.hats.shape[1], self._x.hats.shape[1])
         self.size = self.shape[0] * self.shape[1]
+        self.pixels = shape
 
     def image(self, nodes: Array) -> Image:
         """(H, W) surface of the node heights."""
@@ -152,6 +154,11 @@ class Background:
         return index.reshape(-1, 4), outer(vy, vx), outer(sy, vx), outer(vy, sx)
 
 
+def chunks(count: int) -> list[slice]:
+    """Columns are worked on in groups whose patches stay in the processor's cache."""
+    return [slice(a, a + _CHUNK) for a in range(0, count, _CHUNK)]
+
+
 class Patches:
     """The core and tail of every column on the pixels around it, and their slopes.
 
@@ -168,46 +175,64 @@ class Patches:
     """
 
     def __init__(self, y: Array, x: Array, shape: Shape, radius: int, width: int) -> None:
-        offsets = np.arange(-radius, radius + 1)
+        reach = np.arange(-radius, radius + 1)
+        offset_y, offset_x = (v.ravel() for v in np.meshgrid(reach, reach, indexing="ij"))
+        disc = offset_y**2 + offset_x**2 <= (radius + 0.5) ** 2
+        offset_y, offset_x = offset_y[disc], offset_x[disc]
         iy, ix = np.rint(y).astype(np.intp), np.rint(x).astype(np.intp)
-        stencil = (offsets[:, None] * width + offsets).ravel()
-        self.index = ((iy * width + ix)[:, None] + stencil).astype(np.int32)
-        self.side = len(offsets)
-        self._dy = (iy[:, None] + offsets - y[:, None]).astype(np.float32)
-        self._dx = (ix[:, None] + offsets - x[:, None]).astype(np.float32)
-        self.rest_y, self.rest_x = y - iy, x - ix
-        flat = np.ones((len(offsets), len(offsets)), np.float32)
+        centre = (iy * width + ix).astype(np.int32)
+        self.index = centre[:, None] + (offset_y * width + offset_x).astype(np.int32)
+        self.rest_y, self.rest_x = (y - iy).astype(np.float32), (x - ix).astype(np.float32)
+        self._offset_y, self._offset_x = offset_y.astype(np.float32), offset_x.astype(np.float32)
         # Zeroth and first moments of a patch about its central pixel.
-        self.moments = np.stack([flat, flat * offsets[:, None], flat * offsets], -1).reshape(-1, 3).astype(np.float32)
+        self.moments = np.stack([np.ones_like(self._offset_y), self._offset_y, self._offset_x], 1)
         self._shape = shape
-        self.core = self._gaussian(tail=False)
+        self.core = np.empty(self.index.shape, np.float32)
+        for which in chunks(len(y)):
+            self.core[which] = self._gaussian(which, tail=False)
 
-    def _gaussian(self, *, tail: bool) -> Image:
-        """(N, S * S) Gaussian of peak one."""
-        yy, yx, xx = (np.float32(-0.5 * v) for v in self._shape.inverse(tail=tail))
-        exponent = (yy * self._dy**2)[:, :, None] + (xx * self._dx**2)[:, None, :]
-        if yx != 0:
-            exponent += (2 * yx * self._dy)[:, :, None] * self._dx[:, None, :]
-        return np.exp(exponent, out=exponent).reshape(len(self._dy), -1)
+    def _lean(self, which: slice, *, tail: bool) -> tuple[Image, Image]:
+        """Inverse covariance times distance, its y and x part: (N, P) each."""
+        yy, yx, xx = (np.float32(v) for v in self._shape.inverse(tail=tail))
+        oy, ox, fy, fx = self._offset_y, self._offset_x, self.rest_y[which], self.rest_x[which]
+        return ((yy * oy + yx * ox) - (yy * fy + yx * fx)[:, None],
+                (yx * oy + xx * ox) - (yx * fy + xx * fx)[:, None])
 
-    def jacobian(self) -> Image:
-        """(3, N, S * S): profile of peak one, and its slopes with the column's y and x."""
-        shape, n = self._shape, len(self._dy)
-        out = np.empty((3, n, self.side, self.side), np.float32)
-        profile, slope_y, slope_x = out
-        dy, dx = self._dy[:, :, None], self._dx[:, None, :]
-        np.multiply(self.core.reshape(profile.shape), np.float32(1 - shape.fraction), out=profile)
-        yy, yx, xx = (np.float32(v) for v in shape.inverse(tail=False))
-        np.multiply(profile, yy * dy + yx * dx, out=slope_y)
-        np.multiply(profile, yx * dy + xx * dx, out=slope_x)
+    def _gaussian(self, which: slice, *, tail: bool) -> Image:
+        """(N, P) Gaussian of peak one: its exponent is a sum of products of a pixel's and a column's terms."""
+        yy, yx, xx = (np.float32(v) for v in self._shape.inverse(tail=tail))
+        oy, ox, fy, fx = self._offset_y, self._offset_x, self.rest_y[which], self.rest_x[which]
+        half = np.float32(-0.5)
+        pixel = np.stack([half * (yy * oy**2 + 2 * yx * oy * ox + xx * ox**2), yy * oy + yx * ox,
+                          yx * oy + xx * ox, np.ones_like(oy)])
+        column = np.stack([np.ones_like(fy), fy, fx, half * (yy * fy**2 + 2 * yx * fy * fx + xx * fx**2)], 1)
+        exponent = column @ pixel
+        return np.exp(exponent, out=exponent)
+
+    def slopes(self, which: slice) -> tuple[Image, Image, Image]:
+        """Of some columns: profile of peak one, and its slopes with the column's y and x, (N, P) each."""
+        shape = self._shape
+        profile = self.core[which] * np.float32(1 - shape.fraction)
+        slope_y, slope_x = self._lean(which, tail=False)
+        slope_y *= profile
+        slope_x *= profile
         if shape.fraction > 0:
-            tail = self._gaussian(tail=True).reshape(profile.shape)
+            tail = self._gaussian(which, tail=True)
             tail *= np.float32(shape.fraction)
-            yy, yx, xx = (np.float32(v) for v in shape.inverse(tail=True))
+            more_y, more_x = self._lean(which, tail=True)
+            more_y *= tail
+            more_x *= tail
             profile += tail
-            slope_y += tail * (yy * dy + yx * dx)
-            slope_x += tail * (yx * dy + xx * dx)
-        return out.reshape(3, n, -1)
+            slope_y += more_y
+            slope_x += more_x
+        return profile, slope_y, slope_x
+
+
+def place(index: NDArray[np.int32], values: Image, size: tuple[int, int]) -> csc_matrix:
+    """(H * W, N) sparse matrix with the patch values (N, P) where they belong."""
+    n, pixels = values.shape
+    starts = np.arange(0, n * pixels + 1, pixels, dtype=np.int32)
+    return csc_matrix((values.ravel(), index.ravel(), starts), shape=(size[0] * size[1], n))
 
 
 class Picture:
@@ -227,31 +252,36 @@ class Picture:
 
     def __init__(self, patches: Patches, heights: Array, shape: Shape, size: tuple[int, int]) -> None:
         self.patches, self.shape, self.size = patches, shape, size
-        self.core = (self.sparse(patches.core) @ heights.astype(np.float32)).reshape(size)
+        self.core = (place(patches.index, patches.core, size) @ heights.astype(np.float32)).reshape(size)
         self.tail = widen(self.core, shape)
         self.columns = self.core + np.float32(shape.fraction) * (self.tail - self.core)
-
-    def sparse(self, values: Image) -> csc_matrix:
-        """(H * W, N) matrix of patch values (N, S * S): one column of the matrix is one patch in its place."""
-        n, pixels = values.shape
-        starts = np.arange(0, n * pixels + 1, pixels, dtype=np.int32)
-        return csc_matrix((values.ravel(), self.patches.index.ravel(), starts), shape=(self.size[0] * self.size[1], n))
 
 
 def widen(core: Image, shape: Shape) -> Image:
     """Tails from cores: a tail is broad, so it is made at half resolution and interpolated."""
     height, width = core.shape
     even = np.pad(core, ((0, height % 2), (0, width % 2))) if (height % 2 or width % 2) else core
-    half = even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2).sum((1, 3)) * np.float32(0.25)
+    rows = even[0::2] + even[1::2]
+    half = np.float32(0.25) * (rows[:, 0::2] + rows[:, 1::2])
     # Averaging pairs and linear interpolation add 1/4 and 3/4 (working px^2) of variance of their own.
     variance = max(shape.spread - 1.0, 0.05) / 4
     sigma = variance**0.5
-    reach = max(1, int(np.ceil(3.4 * sigma)))
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).astype(np.float32)
-    for axis in (0, 1):
-        half = correlate1d(half, kernel, axis=axis, mode="constant")
+    half = _blur(_blur(half, sigma).T, sigma).T
     return np.float32(shape.peak_ratio) * _double(half)[:height, :width]
+
+
+def _blur(image: Image, sigma: float) -> Image:
+    """Gaussian filter along the first axis; nothing beyond the image. One matrix product while it is small."""
+    n = len(image)
+    reach = max(1, int(np.ceil(3.4 * sigma)))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2).astype(np.float32)
+    kernel /= kernel.sum()
+    if n > 384:
+        return correlate1d(image, kernel, axis=0, mode="constant")
+    profile = np.zeros(2 * n - 1, np.float32)
+    inside = min(reach, n - 1)
+    profile[n - 1 - inside : n + inside] = kernel[reach - inside : reach + inside + 1]
+    return np.lib.stride_tricks.sliding_window_view(profile, n)[::-1] @ image
 
 
 def _double(half: Image) -> Image:

@@ -1,0 +1,83 @@
+"""What the residual says about the fit: misfit, and shifts of single scan lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .grid import Noise
+from .model import Array, Image, Patches, Picture, chunks
+
+
+@dataclass(frozen=True)
+class Check:
+    """Residual against expectation.
+
+    Parameters
+    ----------
+    misfit : float
+        Residual variance over the variance expected.
+    jitter : float
+        Standard deviation of the shift of single working lines along x [working px].
+    """
+
+    misfit: float
+    jitter: float
+
+
+def check_residual(residual: Image, mean: Image, noise: Noise, usable: Image, picture: Picture) -> Check:
+    """Misfit and line jitter of a finished fit."""
+    variance = noise.variance(mean)
+    weight = usable / variance
+    pixels = max(int(np.count_nonzero(usable)), 1)
+    free = max(1 - 3 * len(picture.patches.index) / pixels, 0.2)
+    # A ratio of sums: where next to no counts are expected, single ones make a sum of ratios run away. Outliers
+    # are no reason to distrust all columns.
+    squares = usable * np.minimum(residual**2, 30 * (variance + np.float32(noise.gain) ** 2))
+    misfit = float(squares.sum()) / (free * max(float((usable * variance).sum()), 1e-300))
+    along_x = _line_shifts(residual, picture.columns, weight)
+    along_y = _line_shifts(residual.T, picture.columns.T, weight.T)
+    jitter = 0.0
+    if along_x is not None and along_y is not None:
+        (score, information), (score_y, information_y) = along_x, along_y
+        # Nothing shifts whole columns of pixels along y: they show how much of a shift the fit has taken up.
+        left = float((score_y**2).sum() / information_y.sum())
+        excess = float((score**2).sum() - left * information.sum())
+        error = left * np.sqrt(2 * float((information**2).sum()))
+        if excess > 3 * error:
+            jitter = float(np.sqrt(excess / (0.8 * float((information**2).sum()))))
+    return Check(misfit, jitter)
+
+
+def _line_shifts(residual: Image, columns: Image, weight: Image) -> tuple[Array, Array] | None:
+    """Score and information of a shift along each line, for lines that have columns on them."""
+    slope = np.zeros_like(columns)
+    slope[:, 1:-1] = 0.5 * (columns[:, :-2] - columns[:, 2:])
+    weighted = weight * slope
+    score = np.einsum("yx,yx->y", weighted, residual).astype(np.float64)
+    information = np.einsum("yx,yx->y", weighted, slope).astype(np.float64)
+    useful = information > 0.1 * information.max()
+    if useful.sum() < 10:
+        return None
+    return score[useful], information[useful]
+
+
+def local_misfit(patches: Patches, residual: Image, mean: Image, noise: Noise, usable: Image) -> Array:
+    """(N,) factor, at least one, by which the residual under each column exceeds what is usual in the frame.
+
+    A missed neighbour, contamination or a damaged pixel shows here and not in the counts.
+    """
+    squares = np.minimum(usable * residual**2 / noise.variance(mean), 100).ravel()
+    fraction = usable.ravel()
+    n = len(patches.index)
+    found, area = np.empty(n), np.empty(n)
+    for which in chunks(n):
+        index, core = patches.index[which], patches.core[which]
+        found[which] = np.einsum("np,np->n", core, squares.take(index))
+        area[which] = np.einsum("np,np->n", core, fraction.take(index))
+    local = found / np.maximum(area, 1e-3)
+    typical = float(np.median(local))
+    spread = 1.4826 * float(np.median(np.abs(local - typical)))
+    excess = local - typical - 3 * max(spread, 0.05 * typical)
+    return 1 + np.maximum(excess, 0) / max(typical, 1e-3)
