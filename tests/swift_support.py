@@ -19,7 +19,7 @@ BRIGHT = 200.0
 
 
 def stand_in(frame: Frame, **_: Any) -> FrameAnalysis:
-    """An "analysis" with the answer known beforehand: each pixel above `BRIGHT` is a silicon with three carbons."""
+    """An "analysis" whose answer is known: each pixel above `BRIGHT` is a silicon with three carbons."""
     pixel_size = frame.pixel_size or PixelSize(0.02, "lattice")
     species, positions, bonds, defects = [], [], [], []
     reach = 0.16 / pixel_size.nm

@@ -1,4 +1,4 @@
-"""The plugin in the real program, on a virtual screen. Pictures are kept for people to look at, not compared."""
+"""The plugin in the real program on a virtual screen. Pictures are kept to be looked at, not compared."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def test_one_press_in_the_real_program(screen, tmp_path):
     assert report["after_undo"] == [1, 0, 0]
     assert report["after_redo"][:2] == [3, 1]
     assert report["overlay_shape"][2] == 3
-    # What the main thread did must not be felt; the machine may be busy, so that its own clock counts.
-    assert report["main_thread_s"] < 1.0
+    # The press must not be felt. The machine may be busy: the main thread's own clock counts.
+    assert report["press_s"] < 0.5
     if has_model():
         assert sorted(report["marks"]) == sorted(truth)
 
@@ -140,28 +140,13 @@ def has_model() -> bool:
 
 
 def simulated() -> tuple[np.ndarray, float, list[str]]:
-    """A simulated image of graphene with one 3-fold and one 4-fold silicon, its pixel size and the names of both."""
-    from stemdl_core.simulate import structures
+    """A simulated image of graphene with two silicon atoms, its pixel size [nm], and the names of both."""
+    from stemdl_core.simulate import dataset, degrade, structures
 
     rng = np.random.default_rng(3)
     specimen = structures.graphene(fov_nm=4.0, rotation_deg=11.0)
     specimen = structures.add_defect(specimen, "Si-C3", (1.2, 1.3), rng=rng)
     specimen = structures.add_defect(specimen, "Si-C4", (2.8, 2.6), rng=rng)
-    return picture(specimen, rng), 4.0 / 256, ["Si-C3", "Si-C4"]
-
-
-def picture(specimen, rng: np.random.Generator, size: int = 256, fov_nm: float = 4.0) -> np.ndarray:
-    """Columns as Gaussians whose weight follows the atomic number, with counting noise."""
-    xyz, numbers = specimen.atoms.get_positions(), specimen.atoms.get_atomic_numbers()
-    step = fov_nm / size
-    y, x = np.mgrid[:size, :size]
-    image = np.zeros((size, size))
-    width = 0.055 / step
-    for (ax, ay, _z), number in zip(xyz, numbers):
-        py, px = ay / 10 / step - 0.5, ax / 10 / step - 0.5
-        top, left = max(int(py - 5 * width), 0), max(int(px - 5 * width), 0)
-        part = (slice(top, max(int(py + 5 * width) + 2, 0)), slice(left, max(int(px + 5 * width) + 2, 0)))
-        image[part] += (number / 6) ** 1.65 * np.exp(
-            -((y[part] - py) ** 2 + (x[part] - px) ** 2) / (2 * width**2)
-        )
-    return rng.poisson(40 * image + 6).astype(np.float32)
+    conditions = dataset.Conditions(pixel_nm=4.0 / 512, detector=degrade.Detector(dose_e_per_atom=600.0))
+    simulated = dataset.simulate_frame(specimen, conditions, rng)
+    return simulated.frame.image, conditions.pixel_nm, [d.name for d in simulated.defects]

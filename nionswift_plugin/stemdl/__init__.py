@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typing
 
-from . import actions, computations, panel
+from . import actions, computations, live, panel
 
 
 class StemdlExtension:
-    """Found and made by Swift when it loads its plug-ins; makes known what the plug-in has, and takes it away."""
+    """Made by Swift when it loads its plug-ins: makes known what this one has, and takes it away again."""
 
     extension_id = "stemdl.atoms-and-defects"
 
@@ -25,6 +25,7 @@ class StemdlExtension:
 
     def close(self) -> None:
         """Called when Swift unloads its plug-ins."""
+        live.stop_all()
         if self.__app is not None:
             self.__app.unregister_menu_handler(actions.build_menu)
             self.__app = None

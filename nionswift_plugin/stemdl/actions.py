@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gettext
 import typing
 
@@ -9,7 +10,7 @@ from nion.swift import Undo
 from nion.swift.model import Notification
 from nion.ui import Window
 
-from . import adapters, computations
+from . import adapters, computations, live
 
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
@@ -30,7 +31,7 @@ def notify(title: str, text: str) -> None:
 
 
 class AnnotateCommand(Undo.UndoableCommand):
-    """Adds overlay, table and computation for each of some images; undo takes all of it back, redo restores it."""
+    """Adds the results of some images: overlay, table, computation. Undo takes all back, redo restores it."""
 
     def __init__(
         self,
@@ -70,11 +71,16 @@ class AnnotateCommand(Undo.UndoableCommand):
 
     def _perform(self) -> None:
         for display_item in self.__display_items:
-            picture, table, computation = computations.create(
-                self.__document_model, display_item, self.__options
-            )
-            self.__proxies.append(table.create_proxy())
-            _FirstRun(self.__document_controller, computation, self)
+            if live.hardware_source_of(display_item.data_item) is not None:
+                picture, table = computations.create_live(self.__document_model, display_item)
+                self.__proxies.append(table.create_proxy())
+                start_live(self.__document_controller, table, self.__options)
+            else:
+                picture, table, computation = computations.create(
+                    self.__document_model, display_item, self.__options
+                )
+                self.__proxies.append(table.create_proxy())
+                _FirstRun(self.__document_controller, computation, self)
             show_beside(self.__document_controller, display_item, picture)
         self.__display_items = []
 
@@ -92,14 +98,16 @@ class AnnotateCommand(Undo.UndoableCommand):
             log = self.__logs.pop()
             self.__document_model.undelete_all(log)
             log.close()
+        for table in self.tables:
+            start_live(self.__document_controller, table, self.__options)
         workspace = self.__document_controller.workspace_controller
         if workspace and self.__new_layout is not None:
             workspace.reconstruct(self.__new_layout)
 
     @property
     def is_undo_valid(self) -> bool:
-        # The computation changes the document after the command, which must not stop the undo; that the user has
-        # deleted the results by hand must.
+        # The computation changes the document after the command, which must not stop the undo; that the
+        # user has deleted the results by hand must.
         return bool(self.tables)
 
     @property
@@ -114,7 +122,7 @@ class AnnotateCommand(Undo.UndoableCommand):
 
 
 class _FirstRun:
-    """Waits for the first result of an annotation: a failure is said in one line and leaves nothing behind."""
+    """Waits for the first result: a failure is said in one line and leaves nothing behind."""
 
     _waiting: typing.ClassVar[set[_FirstRun]] = set()
 
@@ -214,9 +222,11 @@ def annotate(
             data_item = display_item.data_item
             xdata = data_item.xdata if data_item else None
             adapters.check_selection(xdata)
-            # Reads the pixels once, so that an image without contrast or with NaN is refused before anything is made.
+            # Reads the pixels once, so that an image without contrast or with NaN is refused before
+            # anything is made.
             channel = display_item.display_data_channel
-            adapters.frame_of(xdata, index=adapters.displayed_index(channel) if channel else 0)  # type: ignore[arg-type]
+            index = adapters.displayed_index(channel) if channel else 0
+            adapters.frame_of(xdata, index=index)  # type: ignore[arg-type]
             ready.append(display_item)
         except StemdlError as error:
             notify(_("Nothing was created"), str(error))
@@ -228,19 +238,48 @@ def annotate(
 
 def _again(
     document_controller: DocumentController.DocumentController,
-    computation: Symbolic.Computation,
+    known: computations.Annotation,
     options: computations.Options,
 ) -> None:
     """The image has been annotated before: show the result and use the model that is chosen now."""
-    picture, source = computation.get_output("overlay"), computations.source_of(computation)
-    display_item = computations.display_item_of(source) if source else None
+    display_item = computations.display_item_of(known.source)
     workspace = document_controller.workspace_controller
     shown = [p.data_item for p in workspace.display_panels] if workspace else []
-    if display_item is not None and picture is not None and picture not in shown:
-        show_beside(document_controller, display_item, picture)
-    for variable in computation.variables:
-        if variable.name == "model" and variable.value != options.model:
-            set_variable(document_controller, computation, variable, options.model)
+    if display_item is not None and known.overlay not in shown:
+        show_beside(document_controller, display_item, known.overlay)
+    if known.computation is None:
+        start_live(document_controller, known.table, options)
+    else:
+        set_parameter(document_controller, known, "model", options.model)
+
+
+def start_live(
+    document_controller: DocumentController.DocumentController,
+    table: typing.Any,
+    options: computations.Options,
+) -> None:
+    """Let the results of a live image follow it from now on; nothing happens where the image is not live."""
+    known = computations.find(document_controller.document_model, table)
+    if known is None or known.computation is not None or live.hardware_source_of(known.source) is None:
+        return
+    if live.find(table) is None:
+        live.start(document_controller, known.source, known.overlay, known.table, options)
+
+
+def set_parameter(
+    document_controller: DocumentController.DocumentController,
+    known: computations.Annotation,
+    name: str,
+    value: typing.Any,
+) -> None:
+    """Change what is drawn, or the model: of a computation with undo, of a live annotation from its next frame."""
+    running = live.find(known.table)
+    if running is not None:
+        running.options = dataclasses.replace(running.options, **{name: value})
+    elif known.computation is not None:
+        for variable in known.computation.variables:
+            if variable.name == name:
+                set_variable(document_controller, known.computation, variable, value)
 
 
 def set_variable(

@@ -1,7 +1,7 @@
 """Between Nion Swift's data and stemdl's: the only code that knows Swift's calibrations and coordinates.
 
-Swift places graphics relative to the image's edges: 0 is the outer edge of the first pixel and 1 the outer edge
-of the last. stemdl counts pixel centres from zero. Every conversion between the two is in this module.
+Swift places graphics relative to the image's edges: 0 is the outer edge of the first pixel and 1 the outer
+edge of the last. stemdl counts pixel centres from zero. Every conversion between the two is in this module.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def displayed_index(display_data_channel: typing.Any) -> int:
 
 
 def is_movie(xdata: DataAndMetadata.DataAndMetadata) -> bool:
-    """Whether the data is a sequence of images; stacks from other programs arrive as 1-D collections of images."""
+    """Whether this is a sequence of images; stacks from other programs arrive as collections of them."""
     descriptor = xdata.data_descriptor
     return descriptor.datum_dimension_count == 2 and (
         descriptor.is_sequence + descriptor.collection_dimension_count == 1
@@ -192,10 +192,11 @@ def table_of(analysis: FrameAnalysis) -> tuple[numpy.ndarray, dict[str, typing.A
     Returns
     -------
     (max(N, 1), K) float64 ndarray
-        One row an atom, columns as in `COLUMNS`. Swift has no data items without elements, so "no atoms" is one
-        row of NaN; the metadata's ``atoms`` is the true number of rows.
+        One row an atom, columns as in `COLUMNS`. Swift has no data items without elements, so "no atoms" is
+        one row of NaN; the metadata's ``atoms`` is the true number of rows.
     dict
-        Metadata for the data item, all of it JSON: column names and units, model, pixel size, defects, rings, warnings.
+        Metadata for the data item, all of it JSON: column names and units, model, pixel size, defects,
+        rings, warnings.
     """
     from stemdl_core.materials import element
 
@@ -283,8 +284,8 @@ def overlay_calibrations(
 ) -> list[Calibration.Calibration]:
     """Calibrations for a picture of the image that is `zoom` times as large.
 
-    Both start at the outer edge of the first pixel, so that the offset stays. An image without calibration gets the
-    one that the lattice gave.
+    Both start at the outer edge of the first pixel, so that the offset stays. An image without calibration
+    gets the one that the lattice gave.
     """
     from nion.data import Calibration
 

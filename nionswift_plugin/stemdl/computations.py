@@ -1,4 +1,4 @@
-"""The computation "Atoms and Defects": an image in, an overlay, an atoms table and marks at the defects out."""
+"""The computation "Atoms and Defects": an image in; an overlay, a table and marks at the defects out."""
 
 from __future__ import annotations
 
@@ -202,6 +202,27 @@ def results(
     )
 
 
+def create_items(
+    document_model: DocumentModel.DocumentModel, display_item: DisplayItem.DisplayItem
+) -> tuple[DataItem.DataItem, DataItem.DataItem]:
+    """Add an overlay item that shows the image alone, and a table item without atoms. On the main thread."""
+    from . import overlay as drawing
+
+    source = display_item.data_item
+    assert source is not None
+    channel = display_item.display_data_channel
+    index = adapters.displayed_index(channel) if channel else 0
+    frame = adapters.frame_of(source.xdata, index=index)  # type: ignore[arg-type]
+    unknown = numpy.full((1, len(adapters.COLUMNS)), numpy.nan)
+    metadata = {"columns": [name for name, _unit in adapters.COLUMNS], "atoms": 0, "pending": True}
+    table = _new_item(unknown, {adapters.METADATA_KEY: metadata}, source.category)
+    picture = _new_item(drawing.plain(frame.image), {adapters.METADATA_KEY: {"overlay": adapters.SCHEMA}},
+                        source.category)  # fmt: skip
+    document_model.append_data_item(table)
+    document_model.append_data_item(picture)
+    return picture, table
+
+
 def create(
     document_model: DocumentModel.DocumentModel, display_item: DisplayItem.DisplayItem, options: Options
 ) -> tuple[DataItem.DataItem, DataItem.DataItem, Symbolic.Computation]:
@@ -212,24 +233,12 @@ def create(
     tuple
         Overlay, table, computation.
     """
-    from . import overlay as drawing
-
-    source = display_item.data_item
-    assert source is not None and source.xdata is not None
-    channel = display_item.display_data_channel
-    frame = adapters.frame_of(source.xdata, index=adapters.displayed_index(channel) if channel else 0)
-    unknown = numpy.full((1, len(adapters.COLUMNS)), numpy.nan)
-    metadata = {"columns": [name for name, _unit in adapters.COLUMNS], "atoms": 0, "pending": True}
-    table = _new_item(unknown, {adapters.METADATA_KEY: metadata}, source.category)
-    picture = _new_item(
-        drawing.plain(frame.image), {adapters.METADATA_KEY: {"overlay": adapters.SCHEMA}}, source.category
-    )
-    document_model.append_data_item(table)
-    document_model.append_data_item(picture)
+    source, channel = display_item.data_item, display_item.display_data_channel
+    picture, table = create_items(document_model, display_item)
     computation = document_model.create_computation()
-    # A movie is bound together with its display, so that the overlay follows the frame that is shown; an image is not,
-    # so that its contrast can be changed without a new run.
-    movie = adapters.is_movie(source.xdata)
+    # A movie is bound together with its display, so that the overlay follows the frame that is shown; an
+    # image is not, so that its contrast can be changed without a new run.
+    movie = adapters.is_movie(source.xdata)  # type: ignore[union-attr, arg-type]
     computation.create_input_item("src", Symbolic.make_item(channel if movie and channel else source))
     kinds = Symbolic.ComputationVariableType
     computation.create_variable("model", kinds.STRING, options.model)
@@ -237,19 +246,31 @@ def create(
     for name in ("atoms", "bonds", "defects", "names"):
         computation.create_variable(name, kinds.BOOLEAN, getattr(options, name))
     computation.create_variable(
-        "min_score_percent",
-        kinds.REAL,
-        options.min_score_percent,
-        value_default=0.0,
-        value_min=0.0,
-        value_max=100.0,
-        control_type="slider",
-    )
+        "min_score_percent", kinds.REAL, options.min_score_percent, value_default=0.0, value_min=0.0,
+        value_max=100.0, control_type="slider",
+    )  # fmt: skip
     computation.create_output_item("overlay", Symbolic.make_item(picture))
     computation.create_output_item("table", Symbolic.make_item(table))
     computation.processing_id = COMPUTATION_ID
     document_model.append_computation(computation)
     return picture, table, computation
+
+
+def create_live(
+    document_model: DocumentModel.DocumentModel, display_item: DisplayItem.DisplayItem
+) -> tuple[DataItem.DataItem, DataItem.DataItem]:
+    """Add an overlay item and a table item for a live image; they go when the image goes.
+
+    There is no computation between them: Swift would run it on half-scanned frames.
+    """
+    source = display_item.data_item
+    assert source is not None
+    picture, table = create_items(document_model, display_item)
+    table.source = source
+    picture.source = table
+    table.title = _("{} (Atoms)").format(source.title)
+    picture.title = _("{} (Overlay)").format(source.title)
+    return picture, table
 
 
 def _new_item(data: numpy.ndarray, metadata: dict[str, typing.Any], category: str) -> DataItem.DataItem:
@@ -270,17 +291,33 @@ def display_item_of(data_item: DataItem.DataItem) -> DisplayItem.DisplayItem | N
     return document_model.get_best_display_item_for_data_item(data_item) if document_model else None
 
 
+@dataclass(frozen=True)
+class Annotation:
+    """An image with its results. Without computation where the image is live."""
+
+    source: DataItem.DataItem
+    overlay: DataItem.DataItem
+    table: DataItem.DataItem
+    computation: Symbolic.Computation | None = None
+
+
 def find(
     document_model: DocumentModel.DocumentModel, data_item: DataItem.DataItem | None
-) -> Symbolic.Computation | None:
+) -> Annotation | None:
     """The annotation that a data item is the image, the overlay or the table of."""
+    if data_item is None:
+        return None
     for computation in document_model.computations:
-        if (
-            data_item is not None
-            and computation.processing_id == COMPUTATION_ID
-            and (data_item is source_of(computation) or data_item in computation.output_items)
-        ):
-            return computation
+        if computation.processing_id == COMPUTATION_ID:
+            source, outputs = source_of(computation), computation.output_items
+            overlay, table = computation.get_output("overlay"), computation.get_output("table")
+            if source and overlay and table and (data_item is source or data_item in outputs):
+                return Annotation(source, overlay, table, computation)
+    for overlay in document_model.data_items:
+        table = overlay.source
+        known = adapters.METADATA_KEY in overlay.metadata and table is not None and table.source is not None
+        if known and data_item in (overlay, table, table.source):
+            return Annotation(table.source, overlay, table)
     return None
 
 
@@ -296,9 +333,9 @@ def update_marks(
 ) -> None:
     """Circle the defects on the image, with their names. On the main thread.
 
-    The marks that are there are moved and renamed rather than replaced, and touched only where they change: every change
-    of one makes Swift send all of them. They are not results of the computation but have the table as their source:
-    they go when the table goes, and deleting one deletes nothing else.
+    The marks that are there are moved and renamed rather than replaced, and touched only where they change:
+    every change of one makes Swift send all of them. They are not results of the computation but have the
+    table as their source: they go when the table goes, and deleting one deletes nothing else.
     """
     wanted = sorted(analysis.defects, key=lambda d: d.name == "unknown")[:MOST_MARKS]
     marks = marks_of(display_item, table)
@@ -342,5 +379,5 @@ def _set(mark: Graphics.Graphic, state: typing.Mapping[str, typing.Any]) -> None
 
 
 def register() -> None:
-    """Make Swift know the computation: new ones can be made, and stored ones run again when their image changes."""
+    """Make Swift know the computation, for new ones and for those of stored projects."""
     Symbolic.register_computation_type(COMPUTATION_ID, Annotate)

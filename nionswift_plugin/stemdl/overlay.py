@@ -1,4 +1,4 @@
-"""Draws atoms, bonds and defects over an image with numpy alone: milliseconds, no plotting library, any thread."""
+"""Draws atoms, bonds and defects over an image: in milliseconds, without a plotting library, on any thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy
 if typing.TYPE_CHECKING:
     from stemdl_core.analysis import FrameAnalysis
 
-#: Small images are enlarged until their longer side has this many pixels, so that marks and names are legible.
+#: Small images are enlarged until their longer side has this many pixels, so that marks and names are
+#: legible.
 TARGET_PX = 1024
 #: Larger ones are averaged down: Swift sends the whole picture to the screen at each change.
 LARGEST_PX = 2048
@@ -37,6 +38,7 @@ SPECIES_RGB: dict[str, tuple[int, int, int]] = {
 }
 _OTHER_RGB = (255, 255, 255)
 _DEFECT_RGB = (255, 221, 87)
+_UNKNOWN_RGB = (255, 138, 196)
 _BOND_RGB = (225, 235, 245)
 
 
@@ -76,7 +78,7 @@ def background(image: numpy.ndarray, zoom: float) -> numpy.ndarray:
 
     sample = image[:: max(1, image.shape[0] // 512), :: max(1, image.shape[1] // 512)]
     low, high = numpy.percentile(sample, (1.0, 99.7))
-    gain = 215.0 / max(float(high - low), 1e-30)
+    gain = 190.0 / max(float(high - low), 1e-30)
     grey = numpy.clip((image - low) * gain, 0, 235).astype(numpy.uint8)
     if zoom < 1:
         step = round(1 / zoom)
@@ -129,7 +131,7 @@ def render(image: numpy.ndarray, analysis: FrameAnalysis, style: Style) -> numpy
             members = yx[list(defect.site_ids)]
             if not len(members):
                 members = (numpy.asarray(defect.center_px, dtype=float)[None] + 0.5) * zoom - 0.5
-            canvas.outline(members, 0.72 * bond, 0.75 * width, _DEFECT_RGB)
+            canvas.outline(members, 0.72 * bond, 0.75 * width, _defect_rgb(defect.name))
     if style.atoms:
         host = set(_host_species(analysis))
         for species in sorted(set(sites.species.tolist()), key=lambda s: s not in host):
@@ -143,7 +145,9 @@ def render(image: numpy.ndarray, analysis: FrameAnalysis, style: Style) -> numpy
             _label(defect.name, defect.center_px, defect.site_ids, yx, zoom, bond)
             for defect in analysis.defects
         ]
-        canvas.texts(labels, size, _DEFECT_RGB)
+        for unknown in (False, True):
+            chosen = [label for label in labels if (label[0] == "unknown") == unknown]
+            canvas.texts(chosen, size, _UNKNOWN_RGB if unknown else _DEFECT_RGB)
     return canvas.bgr
 
 
@@ -159,6 +163,10 @@ def _label(
     y, x = ((v + 0.5) * zoom - 0.5 for v in center_px)
     top = float(yx[list(site_ids), 0].min()) if site_ids else y
     return name, top - 0.8 * bond, x
+
+
+def _defect_rgb(name: str) -> tuple[int, int, int]:
+    return _UNKNOWN_RGB if name == "unknown" else _DEFECT_RGB
 
 
 def _host_species(analysis: FrameAnalysis) -> tuple[str, ...]:
@@ -216,7 +224,9 @@ class _Canvas:
     def outline(
         self, members: numpy.ndarray, radius: float, half_width: float, rgb: tuple[int, int, int]
     ) -> None:
-        """The outline of the union of discs around (M, 2) positions."""
+        """The outer line of the union of discs around (M, 2) positions."""
+        from scipy.ndimage import binary_dilation, binary_fill_holes
+
         height, width = self.shape
         reach = radius + half_width + 2
         top, left = numpy.maximum(numpy.floor(members.min(axis=0) - reach).astype(int), 0)
@@ -228,7 +238,10 @@ class _Canvas:
         square = numpy.full((len(y), x.shape[1]), numpy.inf, dtype=numpy.float32)
         for my, mx in members.astype(numpy.float32):
             numpy.minimum(square, (y - my) ** 2 + (x - mx) ** 2, out=square)
-        distance = numpy.abs(numpy.sqrt(square) - radius)
+        # A ring of atoms leaves a hole in the union of its discs: only the outer line is wanted.
+        outside = ~binary_fill_holes(square <= radius**2)
+        near_outside = binary_dilation(outside, iterations=math.ceil(half_width) + 2)
+        distance = numpy.where(near_outside, numpy.abs(numpy.sqrt(square) - radius), numpy.inf)
         self._mix(top, left, numpy.clip(half_width + 1.5 - distance, 0, 1) * 0.5, (10, 14, 20))
         self._mix(top, left, numpy.clip(half_width + 0.5 - distance, 0, 1), rgb)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gettext
 import typing
 
@@ -9,11 +10,11 @@ from nion.swift import Panel, Workspace
 from nion.ui import Declarative
 from nion.utils import Model
 
-from . import actions, adapters, computations
+from . import actions, adapters, computations, live
 
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
-    from nion.swift.model import DataItem, DisplayItem, Symbolic
+    from nion.swift.model import DataItem, DisplayItem
 
 _ = gettext.gettext
 
@@ -29,7 +30,7 @@ def headline(metadata: typing.Mapping[str, typing.Any]) -> str:
 
 
 def defect_summary(metadata: typing.Mapping[str, typing.Any]) -> str:
-    """Names of the defects with their numbers, for instance "2 Si-C3, 1 DV(5-8-5)"; the most frequent first."""
+    """Names of the defects with their numbers, for instance "2 Si-C3, 1 DV(5-8-5)"; most frequent first."""
     names: dict[str, int] = {}
     for defect in metadata.get("defects", ()):
         names[defect["name"]] = names.get(defect["name"], 0) + 1
@@ -95,8 +96,8 @@ class PanelHandler(Declarative.Handler):
     def __init__(self, document_controller: DocumentController.DocumentController) -> None:
         super().__init__()
         self.__document_controller = document_controller
-        self.__computation: Symbolic.Computation | None = None
-        self.__table: DataItem.DataItem | None = None
+        self.__known: computations.Annotation | None = None
+        self.__running: live.LiveAnnotation | None = None
         self.__result_listeners: list[typing.Any] = []
         self.__metadata: typing.Mapping[str, typing.Any] = {}
         self.__showing = False
@@ -113,6 +114,8 @@ class PanelHandler(Declarative.Handler):
         self.defects = Model.PropertyModel[list[str]]([])
         self.defect_index = Model.PropertyModel[int](None)
         self.detail = Model.PropertyModel[str]("")
+        self.is_live = Model.PropertyModel[bool](False)
+        self.live_label = Model.PropertyModel[str](_("Go live"))
         self.has_result = Model.PropertyModel[bool](False)
         self.drawn = {name: Model.PropertyModel[bool](True) for name, _label in _DRAWN}
         self.draw_atoms, self.draw_bonds, self.draw_defects, self.draw_names = self.drawn.values()
@@ -135,7 +138,7 @@ class PanelHandler(Declarative.Handler):
         for listener in (*self.__listeners, *self.__result_listeners):
             listener.close()
         self.__listeners, self.__result_listeners = [], []
-        self.__computation = self.__table = None
+        self.__known = self.__running = None
         self.__document_controller = typing.cast(typing.Any, None)
         super().close()
 
@@ -169,6 +172,13 @@ class PanelHandler(Declarative.Handler):
                     width=140,
                     tool_tip=f"{actions.AnnotateAction.action_name} ({actions.ANNOTATE_KEYS})",
                 ),
+                u.create_push_button(
+                    text="@binding(live_label.value)",
+                    on_clicked="live_clicked",
+                    enabled="@binding(is_live.value)",
+                    width=100,
+                    tool_tip=_("Annotate each complete frame of the running scan; starts no scan"),
+                ),
                 u.create_stretch(),
                 spacing=8,
             ),
@@ -199,60 +209,79 @@ class PanelHandler(Declarative.Handler):
         if self.__showing or index is None or not 0 <= index < len(names):
             return
         actions.choose_model(self.__document_controller, names[index])
-        self.__set_variable("model", names[index])
+        self.__set_parameter("model", names[index])
 
     def __drawing_chosen(self, name: str) -> typing.Callable[[bool | None], None]:
-        return lambda value: None if self.__showing else self.__set_variable(name, bool(value))
+        return lambda value: None if self.__showing else self.__set_parameter(name, bool(value))
 
     def __defect_chosen(self, index: int | None) -> None:
         self.detail.value = chemistry(self.__metadata, index)
-        source = computations.source_of(self.__computation) if self.__computation else None
-        display_item = computations.display_item_of(source) if source else None
-        if self.__showing or index is None or display_item is None or self.__table is None:
+        display_item = computations.display_item_of(self.__known.source) if self.__known else None
+        if self.__showing or index is None or display_item is None or self.__known is None:
             return
         defects = self.__metadata.get("defects", ())
         if not 0 <= index < len(defects):
             return
         center = adapters.to_relative(defects[index]["center_px"], self.__metadata["shape"])
-        for mark in computations.marks_of(display_item, self.__table):
+        for mark in computations.marks_of(display_item, self.__known.table):
             if abs(mark.center.y - center[0]) < 1e-6 and abs(mark.center.x - center[1]) < 1e-6:
                 display_item.graphic_selection.set(display_item.graphics.index(mark))
 
-    def __set_variable(self, name: str, value: typing.Any) -> None:
-        for variable in self.__computation.variables if self.__computation else ():
-            if variable.name == name:
-                actions.set_variable(self.__document_controller, self.__computation, variable, value)  # type: ignore[arg-type]
+    def live_clicked(self, widget: Declarative.UIWidget) -> None:
+        """Follow the scan, or stop following it; the scan itself is left alone."""
+        running = live.find(self.__focused())
+        if running is not None:
+            running.close()
+        else:
+            self.annotate_clicked(widget)
+        self.__focus_changed(self.__document_controller.focused_display_item)
+
+    def __set_parameter(self, name: str, value: typing.Any) -> None:
+        if self.__known:
+            actions.set_parameter(self.__document_controller, self.__known, name, value)
+
+    def __focused(self) -> DataItem.DataItem | None:
+        display_item = self.__document_controller.focused_display_item
+        return display_item.data_item if display_item else None
 
     def __focus_changed(self, display_item: DisplayItem.DisplayItem | None) -> None:
         data_item = display_item.data_item if display_item else None
-        self.__follow(computations.find(self.__document_controller.document_model, data_item))
+        known = computations.find(self.__document_controller.document_model, data_item)
+        self.is_live.value = live.hardware_source_of(known.source if known else data_item) is not None
+        self.__follow(known)
 
     def __item_inserted(self, key: str, value: typing.Any, index: int) -> None:
-        if key == "computations":
+        if key in ("computations", "data_items"):
             self.__focus_changed(self.__document_controller.focused_display_item)
 
     def __item_removed(self, key: str, value: typing.Any, index: int) -> None:
-        if value is self.__computation:
+        if self.__known and value in (self.__known.computation, self.__known.table):
             self.__follow(None)
 
-    def __follow(self, computation: Symbolic.Computation | None) -> None:
-        if computation is not self.__computation:
+    def __follow(self, known: computations.Annotation | None) -> None:
+        running = live.find(known.table) if known else None
+        if known != self.__known or running is not self.__running:
             for listener in self.__result_listeners:
                 listener.close()
             self.__result_listeners = []
-            self.__computation = computation
-            self.__table = computation.get_output("table") if computation else None
-            if computation:
-                self.__result_listeners.append(
-                    computation.property_changed_event.listen(self.__computation_changed)
-                )
-                for variable in computation.variables:
-                    self.__result_listeners.append(
-                        variable.property_changed_event.listen(self.__computation_changed)
-                    )
-            if self.__table:
-                self.__result_listeners.append(self.__table.data_item_changed_event.listen(self.__show))
+            self.__known, self.__running = known, running
+            events = []
+            if known:
+                events.append(known.table.data_item_changed_event.listen(self.__show))
+            if known and known.computation:
+                events.append(known.computation.property_changed_event.listen(self.__computation_changed))
+                for variable in known.computation.variables:
+                    events.append(variable.property_changed_event.listen(self.__computation_changed))
+            if running:
+                events.append(running.status_changed_event.listen(self.__live_changed))
+            self.__result_listeners = events
         self.__show()
+
+    def __live_changed(self) -> None:
+        if self.__running and not self.__running.is_running:
+            self.__follow(self.__known)
+        else:
+            self.__show()
 
     def __computation_changed(self, name: str) -> None:
         if name in ("status", "error_text", "value"):
@@ -267,14 +296,20 @@ class PanelHandler(Declarative.Handler):
             self.__showing = False
 
     def __fill(self) -> None:
-        computation, table = self.__computation, self.__table
+        computation = self.__known.computation if self.__known else None
+        table = self.__known.table if self.__known else None
         known = (table.metadata if table else {}).get(adapters.METADATA_KEY, {})
         ready = bool(known) and not known.get("pending")
         self.__metadata = known if ready else {}
         self.has_result.value = ready
         error = computation.error_text if computation else None
+        self.live_label.value = _("Stop live") if self.__running else _("Go live")
         if error:
             self.state.value = error
+        elif self.__running:
+            self.state.value = str(self.__running.status)
+        elif self.__known and computation is None:
+            self.state.value = _("Live annotation is stopped.")
         elif computation is None:
             self.state.value = _("Select an image and press Annotate.")
         elif not ready:
@@ -293,6 +328,8 @@ class PanelHandler(Declarative.Handler):
             self.defects.value = lines
         self.detail.value = chemistry(self.__metadata, self.defect_index.value)
         values = {variable.name: variable.value for variable in computation.variables} if computation else {}
+        if self.__running:
+            values = dataclasses.asdict(self.__running.options)
         for name, model in self.drawn.items():
             model.value = bool(values.get(name, True))
         names = self.models.value or []

@@ -1,4 +1,4 @@
-"""Start the real Nion Swift with an empty project, annotate an image as a user does, and take pictures of the screen.
+"""Start the real Nion Swift with an empty project, do what a user does, and take pictures of the screen.
 
 The test that starts this reads ``report.json`` from the folder in ``STEMDL_SCREEN``.
 """
@@ -81,9 +81,10 @@ async def annotate_undo_redo(window: Any, report: dict[str, Any]) -> None:
     await asyncio.sleep(2)
     wall, main = time.perf_counter(), time.thread_time()
     window.perform_action("stemdl.annotate")
+    report["press_s"] = time.thread_time() - main
     while model.computations and not done(window)():
         await asyncio.sleep(0.02)
-    report["wall_s"], report["main_thread_s"] = time.perf_counter() - wall, time.thread_time() - main
+    report["wall_s"] = time.perf_counter() - wall
     overlay, table, computation = annotation(model)
     report["status"] = computation.status
     report["metadata"] = dict(table.metadata["stemdl"])

@@ -1,0 +1,1 @@
+"""The start-up package that Swift's launcher runs for ``stemdl swift``."""

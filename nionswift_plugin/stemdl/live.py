@@ -1,0 +1,271 @@
+"""Annotation of a running scan: complete frames only, the newest first, never in the way of the acquisition.
+
+The acquisition thread only copies the frame and goes on. One worker analyses the newest frame that is
+complete; frames that came and went meanwhile are dropped and counted. The main thread only puts finished
+results into their data items. No scan is ever started from here: that would put dose on the specimen that
+nobody asked for.
+"""
+
+from __future__ import annotations
+
+import gettext
+import threading
+import time
+import typing
+from dataclasses import dataclass
+
+import numpy
+from nion.data import DataAndMetadata
+from nion.utils import Event
+
+from . import adapters, computations
+
+if typing.TYPE_CHECKING:
+    from nion.swift import DocumentController
+    from nion.swift.model import DataItem
+
+    from stemdl_core.analysis import FrameAnalysis
+
+_ = gettext.gettext
+
+
+@dataclass(frozen=True)
+class LiveStatus:
+    """How a live annotation is doing.
+
+    Parameters
+    ----------
+    seen, analysed, dropped : int
+        Complete frames that came, those whose result was shown, and those that a newer one overtook. The
+        rest is on its way.
+    frame_index : int
+        The scan's own number of the frame that is shown.
+    age_s : float
+        From the end of that frame to its overlay [s].
+    error : str
+        One line where the newest frame could not be analysed.
+    """
+
+    seen: int = 0
+    analysed: int = 0
+    dropped: int = 0
+    frame_index: int = 0
+    age_s: float = 0.0
+    error: str = ""
+
+    def __str__(self) -> str:
+        if self.error:
+            return self.error
+        if not self.seen:
+            return _("Live: waiting for a complete frame of the scan")
+        return _("Live: frame {}, {:.0f} ms, {} dropped").format(
+            self.frame_index, 1e3 * self.age_s, self.dropped
+        )
+
+
+@dataclass(frozen=True)
+class _Frame:
+    xdata: DataAndMetadata.DataAndMetadata
+    index: int
+    arrived_s: float
+
+
+@dataclass(frozen=True)
+class _Result:
+    frame: _Frame
+    overlay: DataAndMetadata.DataAndMetadata | None = None
+    table: DataAndMetadata.DataAndMetadata | None = None
+    analysis: FrameAnalysis | None = None
+    error: str = ""
+
+
+def hardware_source_of(data_item: DataItem.DataItem | None) -> tuple[typing.Any, str | None] | None:
+    """The acquisition device that fills a data item, and its channel; None for stored images."""
+    metadata = (data_item.metadata if data_item else {}).get("hardware_source", {})
+    device_id = metadata.get("hardware_source_id")
+    if data_item is None or not device_id or data_item.category != "temporary":
+        return None
+    try:
+        from nion.instrumentation import HardwareSource
+    except ImportError:
+        return None
+    device = HardwareSource.HardwareSourceManager().get_hardware_source_for_hardware_source_id(device_id)
+    return (device, metadata.get("channel_id")) if device is not None else None
+
+
+class LiveAnnotation:
+    """Keeps an overlay, a table and marks in step with a live image.
+
+    Parameters
+    ----------
+    document_controller
+        The window whose event loop carries the results to the main thread.
+    source, overlay, table : DataItem
+        The live image and the items to fill.
+    options : Options
+        Model and drawing; may be replaced at any time.
+    """
+
+    def __init__(
+        self,
+        document_controller: DocumentController.DocumentController,
+        source: DataItem.DataItem,
+        overlay: DataItem.DataItem,
+        table: DataItem.DataItem,
+        options: computations.Options,
+    ) -> None:
+        device = hardware_source_of(source)
+        if device is None:
+            raise ValueError("not a live image")
+        self.source, self.overlay, self.table = source, overlay, table
+        self.options = options
+        self.status = LiveStatus()
+        #: Fired on the main thread after each result.
+        self.status_changed_event = Event.Event()
+        self.__hardware_source, self.__channel_id = device
+        self.__event_loop = document_controller.event_loop
+        self.__condition = threading.Condition()
+        self.__newest: _Frame | None = None
+        self.__result: _Result | None = None
+        self.__publishing = False
+        self.__closed = False
+        self.__seen = self.__dropped = self.__analysed = 0
+        self.__thread = threading.Thread(target=self.__work, name="stemdl-live", daemon=True)
+        self.__thread.start()
+        self.__removed_listener = table.about_to_be_removed_event.listen(self.close)
+        self.__listener = self.__hardware_source.data_channel_updated_event.listen(self.__frame_changed)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether frames are still being taken."""
+        return not self.__closed
+
+    def close(self) -> None:
+        """Stop; the results stay. On the main thread."""
+        if self.__closed:
+            return
+        self.__listener.close()
+        self.__removed_listener.close()
+        self.__listener = self.__removed_listener = typing.cast(typing.Any, None)
+        with self.__condition:
+            self.__closed = True
+            self.__newest = self.__result = None
+            self.__condition.notify_all()
+        if self in _running:
+            _running.remove(self)
+        self.status_changed_event.fire()
+
+    def join(self, timeout_s: float = 10.0) -> None:
+        """Wait until the worker has ended; for programs that end."""
+        self.__thread.join(timeout_s)
+
+    def __frame_changed(self, args: typing.Any, xdata: DataAndMetadata.DataAndMetadata) -> None:
+        # On the acquisition thread: copy, since the buffer is used again for the next frame, and leave.
+        if args.state != "complete" or args.channel_id != self.__channel_id:
+            return
+        arrived_s = time.perf_counter()
+        metadata = xdata.metadata
+        if xdata.data_shape and adapters.is_partial(metadata, xdata.data_shape[-2]):
+            return
+        copied = DataAndMetadata.new_data_and_metadata(
+            numpy.copy(xdata.data),
+            dimensional_calibrations=xdata.dimensional_calibrations,
+            data_descriptor=xdata.data_descriptor,
+            metadata=metadata,
+        )
+        index = int(metadata.get("hardware_source", {}).get("frame_index", 0))
+        with self.__condition:
+            if self.__closed:
+                return
+            self.__seen += 1
+            if self.__newest is not None:
+                self.__dropped += 1
+            self.__newest = _Frame(copied, index, arrived_s)
+            self.__condition.notify()
+
+    def __work(self) -> None:
+        while True:
+            with self.__condition:
+                # One finished result at most waits for the main thread: the display never lags by more than
+                # one.
+                self.__condition.wait_for(
+                    lambda: self.__closed or (self.__newest is not None and self.__result is None)
+                )
+                if self.__closed:
+                    return
+                frame, self.__newest = self.__newest, None
+            assert frame is not None
+            result = self.__analyse(frame)
+            with self.__condition:
+                if self.__closed:
+                    return
+                self.__result = result
+            try:
+                self.__event_loop.call_soon_threadsafe(self.__publish)
+            except RuntimeError:  # the window has closed meanwhile
+                return
+
+    def __analyse(self, frame: _Frame) -> _Result:
+        from stemdl_core.errors import StemdlError
+
+        options = self.options
+        try:
+            image = adapters.frame_of(frame.xdata, source=_("live"))
+            analysis = computations.analyze(image, model=options.model, dopant=options.dopant)
+            overlay, table = computations.results(frame.xdata, image, analysis, options)
+        except StemdlError as error:
+            return _Result(frame, error=str(error))
+        except Exception as error:
+            # Whatever goes wrong with one frame, the next one gets its chance; the user reads why.
+            return _Result(frame, error=_("Live analysis failed: {}").format(error))
+        return _Result(frame, overlay, table, analysis)
+
+    def __publish(self) -> None:
+        with self.__condition:
+            result, self.__result = self.__result, None
+            self.__condition.notify()
+            if result is None or self.__closed:
+                return
+            self.__analysed += 1
+        if result.analysis is not None and not (self.overlay._closed or self.table._closed):
+            self.overlay.set_xdata(result.overlay)
+            self.table.set_xdata(result.table)
+            display_item = computations.display_item_of(self.source)
+            if display_item is not None:
+                computations.update_marks(display_item, self.table, result.analysis)
+        with self.__condition:
+            seen, dropped = self.__seen, self.__dropped
+        self.status = LiveStatus(seen, self.__analysed, dropped, result.frame.index,
+                                 time.perf_counter() - result.frame.arrived_s, result.error)  # fmt: skip
+        self.status_changed_event.fire()
+
+
+_running: list[LiveAnnotation] = []
+
+
+def start(
+    document_controller: DocumentController.DocumentController,
+    source: DataItem.DataItem,
+    overlay: DataItem.DataItem,
+    table: DataItem.DataItem,
+    options: computations.Options,
+) -> LiveAnnotation:
+    """Begin to annotate a live image."""
+    annotation = LiveAnnotation(document_controller, source, overlay, table, options)
+    _running.append(annotation)
+    return annotation
+
+
+def find(data_item: DataItem.DataItem | None) -> LiveAnnotation | None:
+    """The running annotation that a data item is the image, the overlay or the table of."""
+    for annotation in _running:
+        if data_item is not None and data_item in (annotation.source, annotation.overlay, annotation.table):
+            return annotation
+    return None
+
+
+def stop_all() -> None:
+    """End everything, when the plug-in is unloaded."""
+    for annotation in list(_running):
+        annotation.close()
+        annotation.join()
