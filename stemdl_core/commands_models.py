@@ -6,11 +6,15 @@ import json
 from argparse import Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .commands import progress_bar, say
 from .errors import ModelError, StemdlError
 from .weights import list_models, model_folder, read_card
 from .writers import result_folder
+
+if TYPE_CHECKING:
+    from .train import Recipe
 
 
 def models(args: Namespace) -> None:
@@ -37,7 +41,7 @@ def models(args: Namespace) -> None:
 def train(args: Namespace) -> None:
     """A new model, epoch by epoch; a run that is stopped continues with --resume."""
     from .figures_training import save_training_curves
-    from .train import EpochLog, Recipe
+    from .train import EpochLog
     from .train import train as run
     from .tuning import finish_model
 
@@ -53,7 +57,6 @@ def train(args: Namespace) -> None:
             pass  # shows at once whether it can be written
     total = recipe.n_train + recipe.n_validation
     history: list[EpochLog] = []
-    assert isinstance(recipe, Recipe)
     with progress_bar(total, "simulating", quiet=args.quiet) as bar:
 
         def progress(stage: str, done: int, of: int) -> None:
@@ -79,16 +82,20 @@ def train(args: Namespace) -> None:
                     f"{log.seconds:.0f} s{'   best' if log.best else ''}"
                 )
             save_training_curves(history, folder / "curves.png", title=recipe.name)
-    with progress_bar(None, "tuning", quiet=args.quiet) as bar:
-        card = finish_model(folder, device="cpu", progress=lambda done: bar.update(done - bar.n))
-    say(
-        args.quiet,
-        f"model         {folder}/ (site F1 {card.scores.get('tuning', {}).get('f1', float('nan')):.4f})",
-    )
+    frames = max(4, min(160, recipe.n_validation))
+    try:
+        with progress_bar(frames, "tuning", quiet=args.quiet) as bar:
+            card = finish_model(
+                folder, count=frames, device="cpu", progress=lambda done: bar.update(done - bar.n)
+            )
+        say(args.quiet, f"site F1       {card.scores['tuning']['f1']:.4f} on {frames} simulated frames")
+    except ModelError as error:
+        say(args.quiet, f"note          thresholds could not be tuned: {error}")
+    say(args.quiet, f"written to    {folder}/: model.safetensors, model.json, log.json, curves.png")
     say(args.quiet, f"use it with   stemdl annotate IMAGE --model {folder}")
 
 
-def _recipe(args: Namespace) -> object:
+def _recipe(args: Namespace) -> Recipe:
     from .train import RECIPES, Recipe
 
     if args.recipe in RECIPES:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
+from .errors import ModelError
 from .evaluate import SiteCounts, compare_sites
 from .frames import Frame
 from .infer import probability_maps
@@ -121,6 +122,8 @@ def tune(model: Model, frames: Sequence[SimulatedFrame] | Iterator[SimulatedFram
         if progress:
             progress(k + 1)
     response, truth = np.concatenate(responses), np.concatenate(truths)
+    if not truth.any():
+        raise ModelError("the network finds no atoms in the test frames: train it longer")
     order = np.argsort(-response)
     hits = np.cumsum(truth[order])
     f1 = 2 * hits / (np.arange(1, len(order) + 1) + truth.sum() + weights_missed)
