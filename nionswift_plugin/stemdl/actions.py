@@ -272,7 +272,7 @@ def set_parameter(
     name: str,
     value: typing.Any,
 ) -> None:
-    """Change what is drawn, or the model: of a computation with undo, of a live annotation from its next frame."""
+    """Change what is drawn, or the model: of a computation with undo, of a live one from its next frame."""
     running = live.find(known.table)
     if running is not None:
         running.options = dataclasses.replace(running.options, **{name: value})

@@ -159,8 +159,9 @@ class Annotate:
         self.__analysis = analysis
 
     def execute_task(self, context: typing.Any) -> None:
-        """The same for versions of Swift that can stop a computation between two steps."""
-        self.execute(**context.parameters)
+        """The same for newer versions of Swift."""
+        parameters = context.parameters
+        self.execute(**getattr(parameters, "parameter_map", parameters))
 
     def commit(self) -> None:
         """Put the results into their data items. On the main thread: nothing is computed here."""

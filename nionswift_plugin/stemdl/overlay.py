@@ -1,4 +1,4 @@
-"""Draws atoms, bonds and defects over an image: in milliseconds, without a plotting library, on any thread."""
+"""Draws atoms, bonds and defects over an image: in milliseconds, without a plotting library."""
 
 from __future__ import annotations
 

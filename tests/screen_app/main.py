@@ -26,7 +26,13 @@ from nion.ui import Application as ApplicationUI
 FOLDER = pathlib.Path(os.environ["STEMDL_SCREEN"])
 
 
-class ScreenApplication(Application.Application):
+if os.environ["STEMDL_SCRIPT"] == "live":
+    from nionswift_plugin.stemdl.app.main import MicroscopeApplication as Base
+else:
+    Base = Application.Application
+
+
+class ScreenApplication(Base):
     """Opens a new project where Swift would ask for one, then follows the script."""
 
     def show_choose_project_dialog(self) -> None:
@@ -40,7 +46,9 @@ async def follow(window: Any) -> None:
     """Run the script, write what came of it, and end the program."""
     report: dict[str, Any] = {}
     try:
-        await annotate_undo_redo(window, report)
+        await {"annotate": annotate_undo_redo, "live": follow_the_scan}[os.environ["STEMDL_SCRIPT"]](
+            window, report
+        )
     except Exception:
         report["error"] = traceback.format_exc()
     (FOLDER / "report.json").write_text(json.dumps(report))
@@ -98,6 +106,55 @@ async def annotate_undo_redo(window: Any, report: dict[str, Any]) -> None:
     window.handle_redo()
     await asyncio.sleep(2)
     report["after_redo"] = [len(model.data_items), len(model.computations), len(display_item.graphics)]
+
+
+async def follow_the_scan(window: Any, report: dict[str, Any]) -> None:
+    """Start the simulated microscope's scan as its panel does, press the button, wait, photograph."""
+    from nion.instrumentation import HardwareSource
+
+    from nionswift_plugin.stemdl import live, microscope, panel
+
+    if os.environ.get("STEMDL_STAND_IN"):
+        from swift_support import stand_in
+
+        from nionswift_plugin.stemdl import computations
+
+        computations.analyze = stand_in
+    await asyncio.sleep(1)
+    await fill_the_screen()
+    report["panels"] = [p.panel_id for p in window.workspace_controller.dock_panels if p.dock_widget.visible]
+    for name in ("histogram-panel", "info-panel", "data-panel"):
+        window.find_dock_panel(name).hide()
+    scan = HardwareSource.HardwareSourceManager().get_hardware_source_for_hardware_source_id(
+        microscope.DEVICE_ID
+    )
+    scan.start_playing()
+    model = window.document_model
+    while not any(item.metadata.get("hardware_source") for item in model.data_items):
+        await asyncio.sleep(0.1)
+    item = model.data_items[0]
+    display_panel = window.workspace_controller.display_panels[0]
+    display_panel.set_display_panel_display_item(model.get_display_item_for_data_item(item))
+    display_panel.request_focus()
+    window.selected_display_panel = display_panel
+    await asyncio.sleep(1)
+    window.find_dock_panel(panel.PANEL_ID).handler.live_clicked(None)
+    running = live.find(item)
+    loaded = model_time = time.perf_counter()
+    while running.status.analysed < 1:
+        await asyncio.sleep(0.05)
+        loaded = time.perf_counter()
+    report["first_s"] = loaded - model_time
+    first, start = running.status, time.perf_counter()
+    while running.status.analysed < first.analysed + 15:
+        await asyncio.sleep(0.05)
+    status = running.status
+    report["frames_per_s"] = (status.seen - first.seen) / (time.perf_counter() - start)
+    report["status"] = [status.seen, status.analysed, status.dropped, status.age_s, status.error]
+    report["items"] = len(model.data_items)
+    await asyncio.sleep(1)
+    await picture("live.png")
+    scan.abort_playing()
 
 
 async def fill_the_screen() -> None:

@@ -1,6 +1,7 @@
 """Starts the real Nion Swift with the simulated microscope: what ``stemdl swift`` does.
 
-Nothing of Swift is imported here, so that the command can say what to install where Swift is missing.
+Nothing of Swift is imported, only started as a program of its own, so that the command can say what to
+install where Swift is missing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from .errors import StemdlError
 
 #: Swift's launcher starts Python and calls ``main`` in the module ``main`` of this package.
 APP_PACKAGE = "nionswift_plugin.stemdl.app"
@@ -67,13 +70,11 @@ def main(argv: Sequence[str] = ()) -> int:
     StemdlError
         One line that says what to install, where Swift or a part of it is missing.
     """
-    from stemdl_core.errors import StemdlError
-
     problem = missing()
     if problem is not None:
         raise StemdlError(problem)
     # Swift starts its own Python: it has to find this installation, whether it is a wheel or a checkout.
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     done = subprocess.run([*command(), *argv], env={**os.environ, "PYTHONPATH": path}, check=False)
     return done.returncode
