@@ -17,19 +17,20 @@ from scipy import fft
 from scipy.ndimage import uniform_filter
 from scipy.special import gammaincinv
 
-#: Quantile of the power in an annulus from which the noise floor follows; below the median, because in a field
-#: of 2 nm the lattice spots themselves cover a third of their annulus.
+#: Quantile of the power in an annulus from which the noise floor follows; below the median, because in a
+#: field of 2 nm the lattice spots themselves cover a third of their annulus.
 _FLOOR_QUANTILE = 0.35
 #: Zero padding of the search spectrum: without it a spot between two bins loses half its power.
 _PADDING = 1.5
 #: Flattened intensities are clipped at this many local standard deviations.
 _CLIP_SIGMAS = 3.0
-#: The floor ends this far below its largest value: a smoothed image has no noise to compare with at high frequency.
+#: The floor ends this far below its largest value: a smoothed image has no noise to compare with at high
+#: frequency.
 _FLOOR_RANGE = 1e-3
-#: The window is half a cosine in each direction: a spot's position comes out with half the variance a Hann window
-#: would leave, and the side lobes of a spot are below 1e-4 at its neighbours (7 bins away in a field of 1.5 nm).
-#: From its moments: the curvature of the power around a spot, P = P0 (1 - c (T df)^2), and the ratio of the variance
-#: of the maximum's position to the inverse of 2 c P0 T^2 / floor.
+#: The window is half a cosine in each direction: a spot's position comes out with half the variance a Hann
+#: window would leave, and the side lobes of a spot are below 1e-4 at its neighbours (7 bins away in a field
+#: of 1.5 nm). From its moments: the curvature of the power around a spot, P = P0 (1 - c (T df)^2), and the
+#: ratio of the variance of the maximum's position to the inverse of 2 c P0 T^2 / floor.
 _FIRST, _SECOND = 1 / 4 - 2 / math.pi**2, 1 / 12 - 1 / (2 * math.pi**2)
 WINDOW_CURVATURE = 4 * math.pi**2 * _FIRST
 WINDOW_VARIANCE_RATIO = _SECOND / _FIRST
@@ -44,8 +45,34 @@ def bin_image(image: NDArray[np.floating], factor: int) -> NDArray[np.float32]:
     return np.einsum("hwf->hw", rows.reshape(h, w, factor)) * np.float32(1 / factor**2)
 
 
-def flatten_image(image: NDArray[np.float32], period_px: float) -> NDArray[np.float32]:
-    """Remove what is slower than the lattice, and weigh down what is brighter than it.
+@dataclass(frozen=True)
+class Flat:
+    """An image without what is slower than the lattice.
+
+    Parameters
+    ----------
+    rest : (H, W) float32
+        Intensities relative to their surroundings.
+    variance : (H, W) float32
+        Local variance of the rest.
+    levels : tuple of float
+        Variances below which all pixels get the same weight, in the order in which they should be tried.
+        The median: half of the image is clean crystal. A low one: contamination covers most of it. A high
+        one: holes do. Only one where the variance is the same all over.
+    """
+
+    rest: NDArray[np.float32]
+    variance: NDArray[np.float32]
+    levels: tuple[float, ...]
+
+    def weighted(self, level: float) -> NDArray[np.float32]:
+        """The rest over its local variance, as shot noise calls for: clean parts outweigh others."""
+        weighted = self.rest * (np.float32(math.sqrt(level)) / np.maximum(self.variance, np.float32(level)))
+        return np.clip(weighted, -_CLIP_SIGMAS, _CLIP_SIGMAS)
+
+
+def flatten_image(image: NDArray[np.float32], period_px: float) -> Flat:
+    """Remove what is slower than the lattice and limit what is brighter.
 
     Parameters
     ----------
@@ -53,23 +80,23 @@ def flatten_image(image: NDArray[np.float32], period_px: float) -> NDArray[np.fl
         Intensities.
     period_px : float
         The lattice constant [px], roughly.
-
-    Returns
-    -------
-    (H, W) float32
-        Intensities relative to their surroundings, in units of the local standard deviation where that is
-        above its median (bright atoms, contamination) and of the median elsewhere (holes stay quiet).
     """
+    # One hot pixel would weigh down everything within a lattice constant of it: first a limit for all.
+    stride = 1 + image.size // 40000
+    dark, middle, bright = np.quantile(image.ravel()[::stride | 1], (0.01, 0.5, 0.99))
+    image = np.clip(image, dark - 1.5 * (middle - dark), bright + 1.5 * (bright - middle))
     size = max(3, 2 * round(0.65 * period_px) + 1)
     slow = uniform_filter(uniform_filter(image, size, mode="nearest"), size, mode="nearest")
     rest = image - slow
-    local = uniform_filter(rest * rest, min(2 * size + 1, 2 * min(image.shape) - 1), mode="nearest")
-    np.maximum(local, 0, out=local)
-    level = float(np.median(local[::2, ::2]))
-    if level <= 0:
-        level = float(local.mean()) or 1.0
-    rest /= np.sqrt(np.maximum(local, level))
-    return np.clip(rest, -_CLIP_SIGMAS, _CLIP_SIGMAS, out=rest)
+    variance = uniform_filter(rest * rest, size, mode="nearest")
+    np.maximum(variance, 0, out=variance)
+    sample = variance.ravel()[::stride | 1]
+    low, middle, loud, high = np.quantile(sample, (0.15, 0.5, 0.75, 0.85)).tolist()
+    least = 0.003 * loud or float(variance.mean()) or 1.0
+    levels = [max(middle, least)]
+    levels += [max(low, least)] if low < 0.4 * middle else []
+    levels += [high] if high > 2.5 * levels[0] else []
+    return Flat(rest, variance, tuple(levels))
 
 
 @dataclass(frozen=True)
@@ -176,8 +203,8 @@ def spectrum(flat: NDArray[np.float32], *, tile_px: float, most_tiles: int = 4) 
     radius, order, spans, centers = _annuli(n, m, h, w)
     expected = float(gammaincinv(independent, _FLOOR_QUANTILE)) / independent
     flat_power = power.ravel()[order]
-    floor = np.array([np.partition(flat_power[a:b], int(_FLOOR_QUANTILE * (b - a)))[int(_FLOOR_QUANTILE * (b - a))]
-                      for a, b in spans], dtype=np.float64) / expected
+    ranks = [int(_FLOOR_QUANTILE * (b - a)) for a, b in spans]
+    floor = np.array([np.partition(flat_power[a:b], k)[k] for (a, b), k in zip(spans, ranks)]) / expected
     floor_log = np.log(np.maximum(floor, max(_FLOOR_RANGE * float(floor.max()), 1e-30)))
     whitened = power * np.exp(-np.interp(radius, centers, floor_log)).astype(np.float32)
     return Spectrum(tiles, whitened, (n, m), centers, floor_log, independent)

@@ -1,4 +1,4 @@
-"""Host lattice: scale, distortion and origin recovered from drawn and real images, and nothing found where it is not."""
+"""Host lattice: scale, distortion and origin of drawn and real images, and nothing where nothing is."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def draw(rng, *, material="graphene", shape=(256, 256), pixel_nm=0.008, rotation
     angle = np.deg2rad(rotation_deg)
     vectors = a * np.array([[math.sin(t), math.cos(t)] for t in (angle, angle + np.pi / 3)])
     offset = rng.uniform(0, a, 2)
-    yx = np.concatenate([((cells + f) @ vectors + offset) @ to_px.T + np.array(shape) / 2 for f in (1 / 3, 2 / 3)])
+    yx_nm = np.concatenate([(cells + f) @ vectors + offset for f in (1 / 3, 2 / 3)])
+    yx = yx_nm @ to_px.T + np.array(shape) / 2
     sublattice = np.repeat([0, 1], len(cells))
     bright = np.ones(2)
     if crystal.kind == "mx2":
@@ -72,7 +73,8 @@ def test_pixel_size_is_recovered(rng, material, pixel_nm, side, dose, known):
 
 @pytest.mark.parametrize("distortion", [(0.0, 0.0), (0.03, 0.0), (-0.01, 0.025)])
 def test_distortion_and_basis(rng, distortion):
-    image, _, _ = draw(rng, shape=(300, 340), pixel_nm=0.012, dose=200, distortion=distortion, rotation_deg=41)
+    image, _, _ = draw(rng, shape=(300, 340), pixel_nm=0.012, dose=200, distortion=distortion,
+                       rotation_deg=41)
     fit = fit_lattice(image, material=GRAPHENE, nominal_pixel_size_nm=0.0125)
     assert fit is not None
     np.testing.assert_allclose(fit.distortion, distortion_matrix(*distortion), atol=0.003)
@@ -80,7 +82,8 @@ def test_distortion_and_basis(rng, distortion):
     in_nm = fit.basis_px @ (fit.pixel_size_nm * fit.distortion).T
     np.testing.assert_allclose(np.hypot(*in_nm.T), GRAPHENE.lattice_nm, rtol=1e-6)
     assert in_nm[0] @ in_nm[1] == pytest.approx(GRAPHENE.lattice_nm**2 / 2, rel=1e-6)
-    assert (fit.rotation_deg - 41 + 30) % 60 - 30 == pytest.approx(0, abs=0.3 + math.degrees(max(map(abs, distortion))))
+    turned = math.degrees(max(map(abs, distortion)))
+    assert (fit.rotation_deg - 41 + 30) % 60 - 30 == pytest.approx(0, abs=0.3 + turned)
 
 
 @pytest.mark.parametrize("material", ["graphene", "MoS2", "WSe2"])
@@ -123,7 +126,8 @@ def test_nothing_is_found_where_nothing_is(rng, kind, nominal):
 def test_flaws_of_the_scan_are_survived(rng):
     image, _, _ = draw(rng, shape=(300, 300), pixel_nm=0.012, dose=80)
     y, x = np.mgrid[:300, :300]
-    image[:, 140:] += rng.poisson(4 + 1.5 * np.sin(x[:, 140:] / 23) * np.cos(y[:, 140:] / 31))  # contamination
+    dirt = 4 + 1.5 * np.sin(x[:, 140:] / 23) * np.cos(y[:, 140:] / 31)
+    image[:, 140:] += rng.poisson(dirt)  # contamination
     image[40:43] = 0  # dead lines
     image[rng.integers(0, 300, 40), rng.integers(0, 300, 40)] = 3e4  # hot pixels
     image[200:260, 20:90] = rng.poisson(0.2, (60, 70))  # a hole
@@ -156,7 +160,7 @@ def test_check_scale_decides(rng):
     size, _, _ = check_scale(image, GRAPHENE, None)
     assert size.nm == pytest.approx(0.008, rel=0.01)
     assert (size.source, size.nominal_nm) == ("lattice", None)
-    with pytest.raises(CalibrationError, match=r"field of view 20 nm contradicts the graphene lattice, .* 2\.0"):
+    with pytest.raises(CalibrationError, match=r"view 20 nm contradicts the graphene lattice, .* 2\.0"):
         check_scale(image, GRAPHENE, PixelSize.from_fov(20.0, 256))
 
 
@@ -174,14 +178,16 @@ def test_check_scale_without_a_lattice(rng):
 def test_real_graphene(shared_data, index, off):
     path = shared_data / "graphene_si_haadf" / "frames.npy"
     image = np.load(path)[index].astype(np.float32)
-    fit = fit_lattice(image, material=GRAPHENE, nominal_pixel_size_nm=None if off is None else off * 2.0 / 256)
+    given = None if off is None else off * 2.0 / 256
+    fit = fit_lattice(image, material=GRAPHENE, nominal_pixel_size_nm=given)
     assert fit is not None
     assert fit.pixel_size_nm == pytest.approx(7.68e-3, rel=0.01)
     assert fit.n_harmonics >= 5
 
 
 @pytest.mark.parametrize(("file", "detector", "material", "nominal", "expected"), [
-    ("wse2_doped/Ti_2.npz", "adf1", "WSe2", 0.0399, 0.0383), ("wse2_doped/Cr_9.npz", "adf2", "WSe2", 0.0266, 0.0262),
+    ("wse2_doped/Ti_2.npz", "adf1", "WSe2", 0.0399, 0.0383),
+    ("wse2_doped/Cr_9.npz", "adf2", "WSe2", 0.0266, 0.0262),
     ("mos2/v_doped_mos2.npy", None, "MoS2", 9.0 / 512, 0.0175)])
 def test_real_dichalcogenides(shared_data, file, detector, material, nominal, expected):
     data = np.load(shared_data / file)
