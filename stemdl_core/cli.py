@@ -174,6 +174,7 @@ def _simulate(commands: Any) -> None:
         "Simulate an image with exact truth.",
         "stemdl simulate --defects Si-C3,SV --fov-nm 4 --seed 7",
         "stemdl simulate --material MoSe2 --density 0.5 --dose 100 --out mose2",
+        "stemdl simulate --movie rotor --frames 60 --fov-nm 2.6",
     )
     parser.add_argument(
         "--material", default="graphene", help="graphene, MoS2, MoSe2, WS2, WSe2 (default: graphene)"
@@ -208,6 +209,12 @@ def _simulate(commands: Any) -> None:
         action="store_true",
         help="draw blur, scan distortions, contamination and noise at random, as in training",
     )
+    parser.add_argument(
+        "--movie",
+        metavar="SCENARIO",
+        help="a movie: switching, hopping, rotor, dimer, vacancy or visitors",
+    )
+    parser.add_argument("--frames", type=count, default=60, metavar="N", help="of the movie (default: 60)")
     parser.add_argument(
         "--seed", type=whole, default=0, metavar="N", help="of everything random (default: 0)"
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import StemdlError
 from .frames import Frame
@@ -30,15 +33,21 @@ def simulate(args: Namespace) -> None:
         element(args.dopant)
     if args.defects and args.density:
         raise StemdlError("give either --defects or --density, not both")
+    if args.movie and (args.defects or args.density or args.nuisance or args.material != "graphene"):
+        raise StemdlError(
+            "--movie shows silicon in graphene: give it without --material, --defects, --density "
+            "and --nuisance"
+        )
     if args.fov_nm > _LARGEST_FIELD_NM or args.size_px > _LARGEST_SIDE_PX:
         raise StemdlError(f"at most {_LARGEST_FIELD_NM:g} nm and {_LARGEST_SIDE_PX} px a side are simulated")
+    if args.movie:
+        _movie(args, folder)
+        return
     rng = np.random.default_rng(args.seed)
     with result_folder(folder) as temporary, progress_bar(None, "simulating", quiet=args.quiet):
         specimen = _specimen(args, rng)
         pixel_nm = args.fov_nm / args.size_px
         if args.nuisance:
-            from dataclasses import replace
-
             drawn = draw_conditions(rng)
             conditions = replace(
                 drawn, pixel_nm=pixel_nm, detector=replace(drawn.detector, dose_e_per_atom=args.dose)
@@ -114,11 +123,63 @@ def image_file(frame: Frame) -> bytes:
     import tifffile
 
     buffer = io.BytesIO()
-    calibration = {}
-    if frame.pixel_size is not None:
-        calibration = {"resolution": (1 / frame.pixel_size.nm,) * 2, "metadata": {"unit": "nm"}}
-    tifffile.imwrite(buffer, frame.image, imagej=True, **calibration)
+    if frame.pixel_size is None:
+        tifffile.imwrite(buffer, frame.image, imagej=True)
+    else:
+        resolution = 1 / frame.pixel_size.nm
+        tifffile.imwrite(
+            buffer, frame.image, imagej=True, resolution=(resolution, resolution), metadata={"unit": "nm"}
+        )
     return buffer.getvalue()
+
+
+def _movie(args: Namespace, folder: Path) -> None:
+    """A movie with its true trajectories, events and drift."""
+    import tifffile
+
+    from .commands import progress_bar, say
+    from .simulate.movie import MovieConditions, simulate_movie
+    from .writers import write_csv
+
+    conditions = MovieConditions().conditions
+    taken = replace(
+        MovieConditions(),
+        fov_nm=args.fov_nm,
+        size_px=args.size_px,
+        rotation_deg=args.rotation_deg,
+        conditions=replace(conditions, detector=replace(conditions.detector, dose_e_per_atom=args.dose)),
+    )
+    movie = simulate_movie(args.movie, frames=args.frames, rng=np.random.default_rng(args.seed), taken=taken)
+    resolution = 1 / movie.pixel_nm
+    with result_folder(folder) as temporary, progress_bar(len(movie), "frames", quiet=args.quiet) as bar:
+
+        def frames() -> Iterator[NDArray[np.float32]]:
+            for index in range(len(movie)):
+                yield movie.image(index)
+                bar.update()
+
+        tifffile.imwrite(
+            temporary / "movie.tif",
+            frames(),
+            shape=(len(movie), taken.size_px, taken.size_px),
+            dtype=np.float32,
+            imagej=True,
+            resolution=(resolution, resolution),
+            metadata={"unit": "nm", "finterval": taken.frame_time_s, "axes": "TYX"},
+        )
+        write_csv(temporary / "true-trajectories.csv", movie.trajectories())
+        write_csv(temporary / "true-events.csv", movie.event_table())
+        write_csv(temporary / "true-drift.csv", movie.drift_table())
+    say(
+        args.quiet,
+        f"simulated     {len(movie)} frames of {taken.size_px} x {taken.size_px} px, "
+        f"{1e3 * movie.pixel_nm:.4g} pm/px, {taken.frame_time_s:g} s a frame",
+    )
+    say(args.quiet, f"events        {len(movie.events)}")
+    say(
+        args.quiet,
+        f"written to    {folder}/: movie.tif, true-trajectories.csv, true-events.csv, true-drift.csv",
+    )
 
 
 def demo_frame(seed: int) -> SimulatedFrame:

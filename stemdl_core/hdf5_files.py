@@ -78,8 +78,9 @@ def _axes(dataset: h5py.Dataset) -> tuple[Axis, ...]:
 def _attribute_axes(dataset: h5py.Dataset) -> tuple[Axis, ...]:
     """Our own attributes, or ``element_size_um`` of ImageJ's and ilastik's exporters."""
     attributes = dataset.attrs
-    first = (Axis(float(attributes.get("frame_time_s", 1.0)), "s" if "frame_time_s" in attributes else ""),)
-    first = first if dataset.ndim == 3 else ()
+    first: tuple[Axis, ...] = ()
+    if dataset.ndim == 3:
+        first = (Axis(float(attributes["frame_time_s"]), "s") if "frame_time_s" in attributes else Axis(),)
     if "pixel_size_nm" in attributes:
         steps, units = np.ravel(attributes["pixel_size_nm"]), "nm"
     elif "fov_nm" in attributes:

@@ -150,10 +150,9 @@ class Stack:
         """
         if len(self.axes) != len(self.shape):
             return None
-        steps = [_step_nm(axis) for axis in self.axes[-2:]]
-        if None in steps:
+        y_nm, x_nm = (_step_nm(axis) for axis in self.axes[-2:])
+        if y_nm is None or x_nm is None:
             return None
-        y_nm, x_nm = steps
         if abs(y_nm - x_nm) <= _SAME_STEP * x_nm:
             return PixelSize(x_nm, "metadata", x_nm)
         mean = math.sqrt(y_nm * x_nm)

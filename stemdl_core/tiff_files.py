@@ -53,7 +53,10 @@ class _Pages:
         if len(shape) == 2:
             return self.series.asarray().reshape(shape)
         if len(self.series.pages) == shape[0]:
-            return self.series.pages[index].asarray().reshape(shape[1:])
+            page = self.series.pages[index]
+            if page is None:
+                raise ReadError(f"has no page for frame {index}")
+            return page.asarray().reshape(shape[1:])
         if self.series.dataoffset is not None:
             # ImageJ writes one page header for all frames, which follow each other without gaps.
             count = math.prod(shape[1:])

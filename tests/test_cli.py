@@ -20,7 +20,7 @@ from stemdl_core.analysis import Bonds, Defect, DefectBond, Defects, FrameAnalys
 from stemdl_core.calibration import PixelSize
 from stemdl_core.cli import build_parser, main
 from stemdl_core.frames import Frame
-from stemdl_core.io import read_frame
+from stemdl_core.io import read_frame, read_sequence
 from stemdl_core.network import build_network
 from stemdl_core.sites import Sites
 from stemdl_core.weights import ModelCard, save_model
@@ -254,6 +254,39 @@ def test_simulate_draws_what_was_asked(tmp_path):
     )
     truth = json.loads((out / "truth.json").read_text())
     assert {"W", "Se"} <= {s["species"] for s in truth["sites"]}
+
+
+def test_simulated_movie_comes_with_its_truth(tmp_path, capsys):
+    out = tmp_path / "sim"
+    assert (
+        main(
+            [
+                "simulate",
+                "--movie",
+                "switching",
+                "--frames",
+                "6",
+                "--fov-nm",
+                "2.6",
+                "--size-px",
+                "96",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
+    assert "6 frames" in capsys.readouterr().out
+    movie = read_sequence(out / "movie.tif")
+    assert len(movie) == 6
+    assert movie[3].shape == (96, 96)
+    assert movie[3].time_s == pytest.approx(1.5)
+    assert movie.pixel_size.nm == pytest.approx(2.6 / 96, rel=1e-5)
+    true = (out / "true-trajectories.csv").read_text().splitlines()
+    assert true[0].startswith("frame,time_s,track_id,name,y_px,x_px,y_nm,x_nm")
+    assert len(true) > 6
+    assert main(["simulate", "--movie", "tango", "--out", str(tmp_path / "other")]) == 2
+    assert os.listdir(tmp_path) == ["sim"]
 
 
 def test_demo(tmp_path, fake, monkeypatch, capsys):

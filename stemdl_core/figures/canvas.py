@@ -20,8 +20,8 @@ from ..frames import Frame
 DPI = 100
 INK, PAPER, FAINT = "#1a1a1a", "#ffffff", "#6b6b6b"
 
-#: Colours that stay apart for colour-blind eyes and on grey (after Okabe and Ito, brightened): the host lattice
-#: is cool, foreign atoms are warm.
+#: Colours that stay apart for colour-blind eyes and on grey (after Okabe and Ito, brightened): the host
+#: lattice is cool, foreign atoms are warm.
 _HOST = ("#56b4e9", "#f0e442")
 _FOREIGN = ("#ff6a13", "#d55ec2", "#00c389", "#f0e442", "#ff2d55", "#9ad13c")
 _FIXED = {
@@ -147,8 +147,7 @@ def show_image(axes: Axes, frame: Frame, analysis: FrameAnalysis) -> None:
 
 
 def displayed(image: NDArray[np.float32], pixel_nm: float) -> NDArray[np.float32]:
-    """The image as it is shown: smoothed by a tenth of a column's width, which takes the noise of over-sampled
-    scans away and no detail."""
+    """The image as it is shown: smoothed by a tenth of a column's width, which hides no detail but noise."""
     sigma = DISPLAY_SIGMA_NM / pixel_nm
     return gaussian_filter(image, min(sigma, 4.0)) if sigma > 0.5 else image
 
@@ -169,7 +168,7 @@ def draw_bonds(axes: Axes, analysis: FrameAnalysis, *, width_px: float, alpha: f
     widths = np.where(foreign_a | foreign_b, 1.6, 1.0) * points(width_px)
     axes.add_collection(
         LineCollection(
-            np.stack([xy[a], xy[b]], axis=1),
+            list(np.stack([xy[a], xy[b]], axis=1)),
             colors=color,
             linewidths=widths,
             alpha=alpha,

@@ -197,7 +197,8 @@ def _draw_graph(
         turn = float(np.degrees(np.arctan2(-step[0], step[1])))
         turn = (turn + 90) % 180 - 90  # upright
         axes.text(
-            *(0.5 * (p + q))[::-1],
+            0.5 * (p[1] + q[1]),
+            0.5 * (p[0] + q[0]),
             f"{bond.length_pm:.0f}",
             fontsize=canvas.points(text),
             rotation=turn,

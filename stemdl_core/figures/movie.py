@@ -16,7 +16,7 @@ from ..frames import Frame
 from ..trajectories import Tracks
 from . import canvas
 
-#: Side of the animation [px], frames it has at most (long movies are thinned), and length of the trails [frames].
+#: Side of the animation [px], frames it has at most (long movies are thinned), length of the trails [frames].
 ANIMATION_PX, ANIMATION_FRAMES, TRAIL = 480, 240, 12
 _TRACK_COLORS = ("#ff6a13", "#00c389", "#f0e442", "#d55ec2", "#56b4e9", "#ff2d55", "#9ad13c", "#c9a26b")
 _MARKERS = {
@@ -176,8 +176,10 @@ def timeline(tracks: Tracks) -> Figure:
     if handles:
         rows.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8)
     at = tracks.drift.frame.astype(float)
-    if timed and len(np.unique(tracks.frame)) > 1:
-        at = np.interp(at, *(v[np.unique(tracks.frame, return_index=True)[1]] for v in (tracks.frame, when)))
+    seen, first = np.unique(tracks.frame, return_index=True)
+    if timed and len(seen) > 1:  # frames without a defect have no time of their own
+        slope, start = np.polyfit(seen, when[first], 1)
+        at = start + slope * at
     drift.plot(at, 1e3 * tracks.drift.x_nm, color="#0072b2", label="x")
     drift.plot(at, 1e3 * tracks.drift.y_nm, color="#d55e00", label="y")
     drift.set(xlabel="time [s]" if timed else "frame", ylabel="drift [pm]")

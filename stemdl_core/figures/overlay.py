@@ -207,7 +207,7 @@ def _draw_outline(
     scale: tuple[float, float],
     text: float,
 ) -> tuple[np.ndarray, float]:
-    """A ring around the defect's atoms (filled where atoms are missing); its centre and radius [px of the page]."""
+    """A ring around the defect's atoms, a filled hole; its centre and radius [px of the page]."""
     ids = [i for i in defect.site_ids if 0 <= i < len(analysis.sites)]
     yx = analysis.sites.yx_px[ids] if ids else np.array([defect.center_px], dtype=float)
     xy = (yx[:, ::-1] + 0.5) * np.array(scale) + np.array(origin)
@@ -299,7 +299,7 @@ def _draw_frame_texts(
     )
     counts = Counter(analysis.sites.species.tolist())
     host = canvas.host_species(analysis)
-    x = origin[0] + size[0]
+    x = float(origin[0] + size[0])
     for name, color in reversed(
         [(n, c) for n, c in canvas.species_colors(analysis).items() if counts.get(n)]
     ):
