@@ -207,6 +207,47 @@ def test_pictures_are_reproducible(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_animation_and_timeline(tmp_path):
+    """The animation has a frame for each frame, and its marks lie on the defects."""
+    from PIL import Image
+
+    from stemdl_core.figures import animation_frames, save_animation, timeline, track_picture
+    from stemdl_core.trajectories import Tracks
+
+    frames = [
+        Frame(np.random.default_rng(i).normal(size=(48, 60)), PixelSize(0.02), i, 0.5 * i) for i in range(3)
+    ]
+    rows = {
+        "frame": [0, 1, 2],
+        "time_s": [0.0, 0.5, 1.0],
+        "track_id": [1, 1, 1],
+        "name": ["Si-C3", "Si-C4", "Si-C4"],
+        "y_px": [12.0] * 3,
+        "x_px": [40.0, 41.0, 42.0],
+        "y_nm": [0.2] * 3,
+        "x_nm": [0.8] * 3,
+        "orientation_deg": [0.0] * 3,
+        "seen_as": ["Si-C3"] * 3,
+        "probability": [1.0] * 3,
+        "deviation_deg": [0.0] * 3,
+    }
+    tracks = Tracks.from_rows(rows, frames=3)
+    pictures = [track_picture(frame, tracks) for frame in frames]
+    empty = track_picture(frames[0], Tracks.empty()).astype(int)
+    changed = np.argwhere(np.abs(pictures[0].astype(int) - empty).max(axis=2) > 40)
+    zoom = 480 / 60
+    assert np.abs(changed - np.array([12.5, 40.5]) * zoom).max(axis=1).min() < 12
+    save_animation(tmp_path / "a.gif", iter(pictures))
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert picture.n_frames == 3
+        assert picture.size == (480, 384)
+    save_figure(timeline(tracks), tmp_path / "a.png")
+    save_figure(timeline(Tracks.empty()), tmp_path / "b.png")
+    assert (tmp_path / "a.png").stat().st_size > (tmp_path / "b.png").stat().st_size
+    assert animation_frames(5) == [0, 1, 2, 3, 4]
+    assert len(animation_frames(10_000)) <= 240
+
+
 def test_no_global_state_of_matplotlib():
     """Notebooks keep their figures and settings: pyplot is never imported."""
     code = "import sys, stemdl_core.figures; sys.exit('matplotlib.pyplot' in sys.modules)"

@@ -43,9 +43,14 @@ def track_picture(frame: Frame, tracks: Tracks) -> NDArray[np.uint8]:
     size = (max(2, round(width * zoom)), max(2, round(height * zoom)))
     figure, page = canvas.pixel_figure(*size)
     axes = canvas.image_axes(figure, 0, 0, *size)
-    low, high = np.percentile(frame.image[::2, ::2], (1.0, 99.8))
+    # Without a calibration the frames are smoothed by a pixel: they are shown smaller than they are anyway.
+    image = canvas.displayed(
+        frame.image, canvas.DISPLAY_SIGMA_NM if frame.pixel_size is None else frame.pixel_size.nm
+    )
+    low, high = np.percentile(image[::2, ::2], (1.0, 98.5))
+    high += 0.5 * (high - low)  # room for foreign atoms, few of which fill the last percents
     axes.imshow(
-        frame.image,
+        image,
         cmap="gray",
         vmin=low,
         vmax=high if high > low else low + 1,
@@ -133,14 +138,12 @@ def timeline(tracks: Tracks) -> Figure:
         starts = np.flatnonzero(np.r_[True, tracks.name[chosen][1:] != tracks.name[chosen][:-1]])
         for a, b in zip(starts, np.r_[starts[1:], len(chosen)]):
             piece = chosen[a:b]
-            rows.plot(
-                [when[piece[0]], when[piece[-1]]],
-                [i, i],
-                linewidth=7,
-                solid_capstyle="butt",
-                color=color[tracks.name[piece[0]]],
-            )
-            rows.plot(when[piece[:1]], [i], ".", color=color[tracks.name[piece[0]]], markersize=6)
+            end = when[piece[-1]]
+            if b < len(chosen) and tracks.frame[chosen[b]] == tracks.frame[piece[-1]] + 1:
+                end = when[chosen[b]]  # the next name takes over without a gap
+            ink = color[tracks.name[piece[0]]]
+            rows.plot([when[piece[0]], end], [i, i], linewidth=7, solid_capstyle="butt", color=ink)
+            rows.plot(when[piece[:1]], [i], ".", color=ink, markersize=6)
     shown = set()
     for event in tracks.events:
         x = event.time_s if timed else float(event.frame)
@@ -185,7 +188,7 @@ def timeline(tracks: Tracks) -> Figure:
     drift.set(xlabel="time [s]" if timed else "frame", ylabel="drift [pm]")
     drift.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     rows.set_title(
-        f"{len(tracks.ids)} tracks, {len(tracks.events)} events in {tracks.frames} frames", fontsize=10
+        f"tracks: {len(tracks.ids)}   events: {len(tracks.events)}   frames: {tracks.frames}", fontsize=10
     )
     for axes in (rows, drift):
         axes.grid(axis="x", alpha=0.3)
