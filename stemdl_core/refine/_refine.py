@@ -228,7 +228,7 @@ class _Work:
         for width in widths:
             state = State(y[self._chosen] - rows.start, x[self._chosen] - columns.start, height[self._chosen],
                           nodes, round_shape(float(width)), noise)
-            state, misfit = self.window.scale_step(state, window_weight)
+            state, _, misfit = self.window.scale_step(state, self.window.draw(state), window_weight)
             if best is None or misfit < best[0]:
                 best = (misfit, state)
         assert best is not None
@@ -238,7 +238,7 @@ class _Work:
             state = self.window.probe_step(state, self.window.draw(state), window_weight, start=self.start_shape)
         nodes = np.full(self.fit.background.size, floor)
         whole = State(y, x, height, nodes, state.shape, noise)
-        self.state = self.fit.scale_step(whole, self.first_weight)[0]
+        self.state, self.picture, _ = self.fit.scale_step(whole, self.fit.draw(whole), self.first_weight)
 
     def _open_window(self, y: Array, x: Array) -> None:
         """A part of the frame with enough columns to know the probe by: all of a small frame."""
@@ -298,7 +298,7 @@ def _without_spikes(grid: Grid, noise: Noise) -> Grid:
 
 def _refine(work: _Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest_step_pm: float) -> Refined:
     """Columns, noise and probe in turn, then the covariance."""
-    fit, grid, state = work.fit, work.grid, work.state
+    fit, grid, state, picture = work.fit, work.grid, work.state, work.picture
     assert state is not None
     step_pm = grid.step_pm
     start = np.stack([state.height, state.y, state.x], 1)
@@ -306,9 +306,13 @@ def _refine(work: _Work, labels: NDArray[np.intp], prior_sigma_pm: float, longes
     precision[:, 0] = 1 / (0.5 * state.height) ** 2
     prior = Prior(start, precision)
     longest = 30.0 / step_pm
+    reference = 1.0
     for turn in range(_TURNS):
-        picture = fit.draw(state)
         if turn:
+            picture = fit.draw(state)
+            # A new probe goes with a new balance of columns and background, and the group's height moves along.
+            state, picture, _ = fit.scale_step(state, picture, fit.weight(state.noise, fit.mean(state, picture)))
+            prior.mean[:, 0] *= state.height[0] / reference
             mean = fit.mean(state, picture)
             noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise)
             state = replace(state, noise=noise)
@@ -321,6 +325,7 @@ def _refine(work: _Work, labels: NDArray[np.intp], prior_sigma_pm: float, longes
                           np.column_stack([own, precision[:, 1:]]))
             information = normal.diagonal[:, (1, 2), (1, 2)] + precision[:, 1:]
             precision[:, 1:] = _start_precision(state, start, information, precision[:, 1:], step_pm)
+            reference = state.height[0]
             state = work.probe_step(state, 1.2 / information)
     picture = fit.draw(state)
     mean = fit.mean(state, picture)

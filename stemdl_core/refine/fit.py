@@ -69,12 +69,11 @@ class Fit:
         """Information per working pixel: an average over fewer raw pixels knows less."""
         return self.usable / noise.variance(mean)
 
-    def scale_step(self, state: State, weight: Image) -> tuple[State, float]:
+    def scale_step(self, state: State, picture: Picture, weight: Image) -> tuple[State, Picture, float]:
         """Common factor of all heights and the background for a given probe; and the misfit left, per pixel."""
-        columns = self.draw(state).columns
-        values, chi2 = self._shared(weight, self.grid.image, [columns], np.zeros(1), np.zeros(1))
+        values, chi2 = self._shared(weight, self.grid.image, [picture.columns], np.zeros(1), np.zeros(1))
         factor = max(float(values[0]), 1e-3)
-        return replace(state, height=factor * state.height, nodes=values[1:]), chi2
+        return replace(state, height=factor * state.height, nodes=values[1:]), picture.scaled(factor), chi2
 
     def _smoothness(self, height: float) -> Array:
         """Weak pull of neighbouring background nodes towards each other, for nodes without pixels."""

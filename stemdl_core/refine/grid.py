@@ -146,7 +146,7 @@ def estimate_noise(residual: NDArray[np.float32], mean: NDArray[np.float32], usa
         gain, at_centre = previous.gain, previous.intercept + previous.gain * centre
     u = level - centre
     for turn in range(3):
-        variance = np.maximum(at_centre + gain * u, 0.02 * at_centre)
+        variance = np.maximum(at_centre + gain * u, 0.3 * at_centre)
         # A few counts per pixel are skewed: the clip must leave single electrons alone and stop hot pixels.
         cap = 40 * variance + 40 * gain * gain
         clipped = np.minimum(squares, cap) if turn or previous is not None else squares
