@@ -196,11 +196,11 @@ def _ome_pixels(tiff: tifffile.TiffFile) -> dict[str, str] | None:
 def _vendor_steps(tiff: tifffile.TiffFile) -> tuple[Axis, Axis] | None:
     """Tags of Digital Micrograph, FEI / Thermo Fisher, Zeiss, TVIPS and Olympus software."""
     tags = tiff.pages.first.tags
-    if 65003 in tags and 65009 in tags:  # Digital Micrograph: units and scales of x, y, z
-        units, scales = [
-            [tags[code].value for code in codes if code in tags] for codes in ((65003, 65004), (65009, 65010))
-        ]
-        return Axis(_number(scales[-1]), _text(units[-1])), Axis(_number(scales[0]), _text(units[0]))
+    if 65003 in tags and 65009 in tags:  # Digital Micrograph: units and scales of rows, columns
+        rows = Axis(_number(tags[65009].value), _text(tags[65003].value))
+        if 65004 in tags and 65010 in tags:
+            return rows, Axis(_number(tags[65010].value), _text(tags[65004].value))
+        return rows, rows
     if tiff.is_fei and tiff.fei_metadata:
         scan = tiff.fei_metadata.get("Scan") or {}
         return _both(scan.get("PixelHeight"), scan.get("PixelWidth"), "m")

@@ -319,6 +319,22 @@ def test_tiff_micron_of_imagej(tmp_path):
     assert read_frame(path).pixel_size.nm == pytest.approx(STEP_NM, rel=1e-6)
 
 
+def test_tiff_tags_of_digital_micrograph(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path,
+        image(FRAME),
+        metadata=None,
+        extratags=[
+            (65003, "s", 0, "nm", True),
+            (65004, "s", 0, "nm", True),
+            (65009, "d", 1, STEP_NM, True),
+            (65010, "d", 1, STEP_NM, True),
+        ],
+    )
+    assert read_frame(path).pixel_size.nm == pytest.approx(STEP_NM)
+
+
 def test_tiff_pages_lzw_and_white_is_zero(tmp_path):
     from PIL import Image
 
