@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,14 @@ from .materials import bond_length_pm
 #: Si-C bonds spread from 150 to 200 pm, contacts from 235 pm up; the readings balance at the graph's limits.
 _BONDED_WIDTH, _APART_WIDTH = 0.085, 0.085
 _BONDED_REACH = 0.17
+#: Log-odds in favour of a bond where a host atom would otherwise lack one: beside a cluster carbon hardly ever keeps
+#: a dangling bond; beside a single dopant it may (the vacancy-silicon complex).
+_LACKING_CLUSTER, _LACKING_SINGLE = 3.0, 0.0
+#: A single dopant in a divacancy: by how much the farthest of the four carbon atoms is farther than the mean of the
+#: others, when bonded (4-fold) and when left alone (vacancy complex), and the spread of both, over the sum of covalent
+#: radii. 4-fold is the more common.
+_FOURTH_BONDED, _FOURTH_ALONE = (0.02, 0.04), (0.35, 0.08)
+_FOURFOLD_PRIOR = 0.7
 #: More ambiguous contacts than this are not enumerated: the most certain ones are taken as they are.
 _MOST_AMBIGUOUS = 7
 
@@ -62,8 +70,21 @@ def contacts(graph: AtomGraph, dopants: Iterable[int]) -> list[Contact]:
             host = not graph.foreign[j]
             if j not in bonded and (graph.degree[j] >= 3 if host else True) and not _close_pair(graph, i, j):
                 continue
-            found[i, j] = _contact(graph, i, j, j in bonded)
+            found[i, j] = _contact(graph, i, j, j in bonded, _prior(graph, i, j, members))
     return list(found.values())
+
+
+def _prior(graph: AtomGraph, i: int, j: int, members: list[int]) -> float:
+    """Log-odds of a bond before its length is looked at."""
+    if graph.foreign[j] or graph.sites.edge[j]:
+        return 0.0
+    others = sum(1 for k in graph.neighbours[j] if k not in members)
+    if others != 2:
+        return 0.0
+    if len(members) == 1:
+        return _LACKING_SINGLE
+    distance = np.hypot(*(graph.yx_nm[members] - graph.yx_nm[j]).T)
+    return _LACKING_CLUSTER if members[int(distance.argmin())] == i else 0.0
 
 
 def _close_pair(graph: AtomGraph, i: int, j: int) -> bool:
@@ -73,7 +94,7 @@ def _close_pair(graph: AtomGraph, i: int, j: int) -> bool:
     return not any(k in graph.neighbours[j] and graph.foreign[k] for k in graph.neighbours[i])
 
 
-def _contact(graph: AtomGraph, i: int, j: int, bonded: bool) -> Contact:
+def _contact(graph: AtomGraph, i: int, j: int, bonded: bool, prior: float) -> Contact:
     pair = bond_length_pm(str(graph.sites.species[i]), str(graph.sites.species[j])) * graph.scale
     limit = DOPANT_PAIR_LIMIT if graph.foreign[j] else DOPANT_HOST_LIMIT
     length = 1e3 * float(np.hypot(*(graph.yx_nm[i] - graph.yx_nm[j])))
@@ -82,12 +103,35 @@ def _contact(graph: AtomGraph, i: int, j: int, bonded: bool) -> Contact:
     # One-sided: shorter than the usual bond is no less a bond, farther than the usual contact no less apart.
     longer = max(0.0, ratio - (limit - _BONDED_REACH)) / math.hypot(_BONDED_WIDTH, blur)
     shorter = max(0.0, (limit + _BONDED_REACH) - ratio) / math.hypot(_APART_WIDTH, blur)
-    odds = 0.5 * (shorter**2 - longer**2)
+    odds = 0.5 * (shorter**2 - longer**2) + prior
     probability = 1.0 / (1.0 + math.exp(-min(max(odds, -30.0), 30.0)))
     if not bonded and ratio < limit:
         # Ruled out by valence, angle or another atom rather than by its length.
         probability = min(probability, 0.1)
     return Contact(i, j, length, sigma, probability)
+
+
+def weigh_fourth(items: list[Contact], pair_pm: float) -> list[Contact]:
+    """For a single dopant with four contacts, judge the farthest by the shape of all four, not by its length alone.
+
+    A dopant that leaves one carbon atom alone moves away from it and towards the others: the difference between the
+    farthest contact and the mean of the rest carries more than its length, and is free of errors of scale.
+    """
+    if len(items) != 4:
+        return items
+    near, far = sorted(items, key=lambda c: c.length_pm)[:3], max(items, key=lambda c: c.length_pm)
+    excess = (far.length_pm - sum(c.length_pm for c in near) / 3.0) / pair_pm
+    # The dopant's own error enters the far contact once and the opposite one with the other sign.
+    blur = 1.76 * far.sigma_pm / math.sqrt(2.0) / pair_pm
+    odds = _FOURFOLD_PRIOR
+    for sign, (mean, spread) in ((1.0, _FOURTH_BONDED), (-1.0, _FOURTH_ALONE)):
+        width = math.hypot(spread, blur)
+        # The farthest of four equal ones lies one standard deviation out by selection.
+        middle = mean + (0.8 * blur if sign > 0 else 0.0)
+        away = max(0.0, sign * (excess - middle)) / width
+        odds -= sign * (0.5 * away**2 + math.log(width))
+    probability = 1.0 / (1.0 + math.exp(-min(max(odds, -30.0), 30.0)))
+    return [replace(c, probability=probability) if c is far else c for c in items]
 
 
 def readings(items: list[Contact]) -> list[Reading]:

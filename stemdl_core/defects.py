@@ -12,15 +12,20 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from .analysis import Defect, Defects
-from .coordination import Reading, contacts, coordination, readings
+from .coordination import Reading, contacts, coordination, readings, weigh_fourth
 from .geometry import angle_between, bonds_of, center_of_mass, composition_of, ring_angles
 from .graph import AtomGraph
 from .light import light_substitutions
+from .materials import bond_length_pm
 from .mx2 import find_mx2_defects
 from .rings import Cluster, describe, dopant_faces, group_faces, misorientation_deg
 
 #: Readings whose probability is within this factor of the best are listed.
 AMBIGUITY = 3.0
+#: More foreign atoms than this in one piece are residue on the sheet, not a defect of it.
+LARGEST_CLUSTER = 8
+#: A dopant beside a vacancy has one angle of 150-165 deg between its three bonds, an undisturbed one 120.
+DISTORTED_DEG = 137.0
 #: 5-7 pairs nearer than this belong to one boundary [nm]: at 11 degrees dislocations are 1.3 nm apart.
 CHAIN_REACH_NM = 1.3
 #: Two grains differ by at least this [deg]; below it a single dislocation has no boundary to belong to.
@@ -46,10 +51,10 @@ def find_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | None =
         return _numbered(find_mx2_defects(graph, vacancies_px=vacancies_px))
     if len(graph.sites) == 0:
         return Defects()
-    holes = np.zeros((0, 2)) if vacancies_px is None else graph.pixel_size.to_nm(vacancies_px).reshape(-1, 2)
+    holes = None if vacancies_px is None else graph.pixel_size.to_nm(vacancies_px).reshape(-1, 2)
     dopants = np.flatnonzero(graph.foreign)
-    found = [d for group in _dopant_groups(graph, dopants) if (d := _dopant_defect(graph, group)) is not None]
-    found += _ring_defects(graph, dopants, None if vacancies_px is None else holes)
+    found = [d for group in _dopant_groups(graph, dopants) if (d := _dopant_defect(graph, group, holes)) is not None]
+    found += _ring_defects(graph, dopants, holes)
     found += [_light_defect(graph, site, symbol, chance) for site, symbol, chance in light_substitutions(graph)]
     return _numbered(found)
 
@@ -93,17 +98,32 @@ def _in_view(graph: AtomGraph, site: int) -> bool:
 
 @dataclass(frozen=True)
 class _Region:
-    """What the rings around a group of dopants tell."""
+    """What the rings around a group of dopants tell.
+
+    Missing host sites, None where they are not all in view; whether the network sees a hole in the largest ring.
+    """
 
     missing: int | None
-    largest: int
+    seen_hole: bool
 
 
-def _region(graph: AtomGraph, group: list[int]) -> _Region:
+def _region(graph: AtomGraph, group: list[int], holes_nm: NDArray[np.float64] | None) -> _Region:
     faces = dopant_faces(graph, group)
     if not faces or not all(graph.inside[f] for f in faces):
-        return _Region(None, 0)
-    return _Region(describe(graph, faces).missing, max(int(graph.faces.size[f]) for f in faces))
+        return _Region(None, False)
+    largest = max(faces, key=lambda f: int(graph.faces.size[f]))
+    seen = False
+    if holes_nm is not None and len(holes_nm) and graph.faces.size[largest] >= 8:
+        middle = graph.yx_nm[graph.faces.nodes(largest)].mean(axis=0)
+        seen = bool(np.min(np.hypot(*(holes_nm - middle).T)) < 0.15)
+    return _Region(describe(graph, faces).missing, seen)
+
+
+def _widest_deg(graph: AtomGraph, at: int, others: set[int]) -> float:
+    """The widest angle between neighbouring bonds of an atom [deg]; 120 for a threefold one, 150-165 by a vacancy."""
+    steps = graph.yx_nm[sorted(others)] - graph.yx_nm[at]
+    angle = np.sort(np.degrees(np.arctan2(steps[:, 0], steps[:, 1])))
+    return float(np.max(np.diff(np.append(angle, angle[0] + 360.0))))
 
 
 def _dopant_name(graph: AtomGraph, group: list[int], reading: Reading, region: _Region) -> str:
@@ -115,22 +135,28 @@ def _dopant_name(graph: AtomGraph, group: list[int], reading: Reading, region: _
         if n == 4:
             return f"{symbol}-C4"
         if n == 3:
-            vacant = region.missing >= 1 if region.missing is not None else region.largest >= 8
+            # The rings may lack an atom that was merely overlooked: the dopant's own distortion has to agree, or
+            # the network has to see the hole.
+            distorted = _widest_deg(graph, group[0], hosts) > DISTORTED_DEG
+            vacant = distorted if region.missing is None else region.missing >= 1 and (distorted or region.seen_hole)
             return f"{symbol}-C3+V" if vacant else f"{symbol}-C3"
         return "unknown"
     joined = {i for bond in reading.bonds for i in bond}
-    if not hosts or not set(group) <= joined:
+    if not hosts or not set(group) <= joined or len(group) > LARGEST_CLUSTER:
         return "unknown"
     dopants = "".join(f"{s}{n if n > 1 else ''}" for s, n in sorted(species.items()))
     return f"{dopants}C{len(hosts)}"
 
 
-def _dopant_defect(graph: AtomGraph, group: list[int]) -> Defect | None:
+def _dopant_defect(graph: AtomGraph, group: list[int], holes_nm: NDArray[np.float64] | None) -> Defect | None:
     visible = [i for i in group if _in_view(graph, i)]
     if not visible:
         return None
     items = contacts(graph, group)
-    region = _region(graph, group)
+    if len(group) == 1:
+        radii = bond_length_pm(str(graph.sites.species[group[0]]), graph.material.species[0])
+        items = weigh_fourth(items, radii * graph.scale)
+    region = _region(graph, group, holes_nm)
     by_name: dict[str, list[Reading]] = {}
     for reading in readings(items):
         by_name.setdefault(_dopant_name(graph, group, reading, region), []).append(reading)
@@ -172,58 +198,64 @@ def _ring_defects(graph: AtomGraph, dopants: NDArray[np.int64], holes_nm: NDArra
     clusters = [describe(graph, group) for group in group_faces(graph, np.flatnonzero(odd).tolist())]
     found, pieces = [], []
     for cluster in clusters:
-        name = ring_name(cluster)
-        if name is None:
+        reading = ring_name(cluster)
+        if reading is None:
             continue
+        name, chance = reading
         if name == "5-7":
             pieces.append(cluster)
         elif not (name == "unknown" and cluster.cut):
-            chance = _hole_chance(graph, cluster, holes_nm)
-            if chance > 0.0:
-                found.append(_ring_defect(graph, name, [cluster], chance))
+            chance *= _hole_chance(cluster, holes_nm)
+            found.append(_ring_defect(graph, name, [cluster], chance))
     for chain in _chains(graph, pieces):
         atoms = {a for c in chain for a in c.atoms}
         turn = misorientation_deg(graph, atoms)
         rings = sum(len(c.sizes) for c in chain)
-        if rings >= 3 or turn >= SMALLEST_MISORIENTATION_DEG:
+        whole = not any(c.cut for c in chain)
+        if turn >= SMALLEST_MISORIENTATION_DEG or (math.isnan(turn) and whole and rings >= 4):
             found.append(_ring_defect(graph, "GB(5-7)", chain, 0.95 if rings >= 3 else 0.7))
-        elif not any(c.cut for c in chain):
+        elif whole:
             found.append(_ring_defect(graph, "unknown", chain, 0.5))
     return found
 
 
-def ring_name(cluster: Cluster) -> str | None:
-    """Name of a cluster of odd rings; '5-7' for a piece of a boundary; None if it is no defect.
+def ring_name(cluster: Cluster) -> tuple[str, float] | None:
+    """Name of a cluster of odd rings with its probability; '5-7' for a piece of a boundary; None if it is no defect.
 
-    A face that lacks no atom (two hexagons that lost the bond between them to noise) is no defect.
+    A face that lacks no atom (two hexagons that lost the bond between them to noise) is no defect. A defect that
+    lost one bond to noise is recognised by what is left of its rings.
     """
     sizes, missing = cluster.sizes, cluster.missing
     if missing is None:
-        return "5-7" if set(sizes) <= {5, 7, 8} else "unknown"
+        return ("5-7", 0.95) if set(sizes) <= {5, 7, 8} else ("unknown", 0.9)
     if missing == 0:
-        if sizes == (5, 5, 7, 7):
-            return "SW(55-77)"
-        return None if all(s % 2 == 0 for s in sizes) else "unknown"
+        if sizes in ((5, 5, 7, 7),):
+            return "SW(55-77)", 0.97
+        if sizes in ((5, 5, 12), (5, 7, 10), (5, 7, 7, 9), (5, 5, 7, 11)):
+            return "SW(55-77)", 0.7
+        return None if all(s % 2 == 0 for s in sizes) else ("unknown", 0.9)
     if missing == 1:
-        return "SV"
+        return "SV", 0.97
     if missing == 2:
         if sizes == (5, 5, 5, 7, 7, 7):
-            return "DV(555-777)"
-        if max(sizes) >= 8:
-            return "DV(5-8-5)"
-        return "unknown"
+            return "DV(555-777)", 0.97
+        if sizes in ((5, 5, 8), (5, 11), (14,)):
+            return "DV(5-8-5)", 0.97
+        if len(sizes) >= 5 and sizes.count(7) <= 3:
+            return "DV(555-777)", 0.7
+        return ("DV(5-8-5)", 0.7) if max(sizes) >= 8 else ("unknown", 0.9)
     if missing >= 3:
-        return f"V{missing}"
-    return "unknown"
+        return f"V{missing}", 0.97
+    return "unknown", 0.9
 
 
-def _hole_chance(graph: AtomGraph, cluster: Cluster, holes_nm: NDArray[np.float64] | None) -> float:
+def _hole_chance(cluster: Cluster, holes_nm: NDArray[np.float64] | None) -> float:
     """Probability that a hole is one, rather than atoms that were overlooked."""
     if holes_nm is None or not cluster.missing or max(cluster.sizes) < 8:
-        return 0.95
+        return 1.0
     near = np.hypot(*(holes_nm - np.asarray(cluster.center_nm)).T) if len(holes_nm) else np.array([np.inf])
     reach = 0.1 * math.sqrt(max(1, cluster.missing))
-    return 0.98 if np.min(near) < reach + 0.05 else 0.6
+    return 1.0 if np.min(near) < reach + 0.05 else 0.6
 
 
 def _chains(graph: AtomGraph, pieces: list[Cluster]) -> list[list[Cluster]]:
