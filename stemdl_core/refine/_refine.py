@@ -108,7 +108,7 @@ class Refined:
 def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, *, pixel_size_nm: float,
                  groups: ArrayLike | None = None, sigma_probe_nm: float | None = None,
                  valid: NDArray[np.bool_] | None = None, prior_sigma_pm: float = 18.0,
-                 longest_step_pm: float = 60.0) -> Refined:
+                 longest_step_pm: float = 65.0) -> Refined:
     """Refine column positions jointly on the raw image.
 
     Parameters
@@ -331,15 +331,18 @@ def _refine(work: _Work, labels: NDArray[np.intp], prior_sigma_pm: float, longes
     mean = fit.mean(state, picture)
     residual = grid.image - mean
     check = check_residual(residual, mean, state.noise, grid.usable, picture)
-    cov = normal.covariance(state.y, state.x, state.height, state.shape)
+    own_cov, more = normal.covariance(state.y, state.x, state.height, state.shape)
+    cov = own_cov + more
     inflation = max(1.0, check.misfit) * local_misfit(picture.patches, residual, mean, state.noise, grid.usable)
     along_y, along_x = cov[:, 1, 1] * inflation, cov[:, 2, 2] * inflation
     # A column is some lines high, and averages their shifts.
     along_x = along_x + check.jitter**2 / (np.sqrt(2 * np.pi * state.shape.cyy))
     sigma = step_pm * np.sqrt(0.5 * (along_y + along_x))
     # The group's share taken out of the height again: what the column itself says, its neighbours being typical.
-    free = 1 / np.maximum(1 / cov[:, 0, 0] - prior.precision[:, 0], 1e-6 / cov[:, 0, 0])
-    height = free * (state.height / cov[:, 0, 0] - prior.precision[:, 0] * prior.mean[:, 0])
+    alone = own_cov[:, 0, 0]
+    free = 1 / np.maximum(1 / alone - prior.precision[:, 0], 1e-6 / alone)
+    height = free * (state.height / alone - prior.precision[:, 0] * prior.mean[:, 0])
+    free = free + more[:, 0, 0] * (free / alone) ** 2
     moved = step_pm * np.hypot(state.y - start[:, 1], state.x - start[:, 2])
     seen = normal.diagonal[:, 0, 0] * np.median(state.height) ** 2 > 1
     ok = (moved < longest_step_pm) & seen
