@@ -7,6 +7,7 @@ no triangle, but nothing moved.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -74,20 +75,32 @@ def name_evidence(row: Row, material: Material, lattice: HostLattice | None, set
     weight = 0.3 if row.seen.edge or row.seen.border_nm < 0.5 * settings.border_nm else 1.0
     # What the reading leaves to names it does not list, two of which are likely in practice.
     rest = 0.5 * max(1.0 - sum(row.seen.names.values()), 0.0)
+    single = {n for n in (*row.seen.names, *others) if _one_foreign(n, material)}
     place: dict[str, float] = {}
-    if lattice is not None and material.kind == "honeycomb" and row.seen.atoms == 1:
-        width = 0.025
-        site = min((lattice.distance_nm(row.yx_nm) / width) ** 2 / 2, 5.0)
-        bond = min((lattice.distance_nm(row.yx_nm, _BONDS) / width) ** 2 / 2, 5.0)
-        place = {"3": -site, "4": -bond}
+    if lattice is not None and material.kind == "honeycomb" and row.seen.atoms and single:
+        # Two foreign atoms where one is: a reading whose centre is less to be trusted, too.
+        width, most = (0.020, 7.0) if row.seen.atoms == 1 else (0.025, 4.0)
+        site = min((lattice.distance_nm(row.yx_nm) / width) ** 2 / 2, most)
+        bond = min((lattice.distance_nm(row.yx_nm, _BONDS) / width) ** 2 / 2, most)
+        single |= {n[:-1] + number for n in single for number in "34"}
+        place = {n: -site if n.endswith("3") else -bond for n in single}
+    elsewhere = -2.5 if place and row.seen.atoms == 1 else 0.0
     evidence = {}
-    for name in {*row.seen.names, *others}:
+    for name in {*row.seen.names, *others, *place}:
         # 'unknown' is a reading that failed more often than a state of the specimen.
         prior = 0.15 if name == "unknown" else 1.0
         probability = row.seen.names.get(name, rest)
         evidence[name] = weight * float(np.log((1 - wrong) * prior * probability + wrong / 8))
-        evidence[name] += place.get(name[-1:], -2.0) if place else 0.0
-    return evidence, weight * float(np.log((1 - wrong) * 0.1 * rest + wrong / 8)) - (5.0 if place else 0.0)
+        evidence[name] += place.get(name, elsewhere)
+        count = foreign_atoms(name, material.species)
+        # An atom too many or too few is a rare reading, whatever the name says about bonds.
+        evidence[name] -= 3.0 if count is not None and count != row.seen.atoms else 0.0
+    return evidence, weight * float(np.log((1 - wrong) * 0.1 * rest + wrong / 8)) - 5.0
+
+
+def _one_foreign(name: str, material: Material) -> bool:
+    """Whether a name is that of a single foreign atom with three or four bonds."""
+    return name[-1:] in "34" and "-" in name and foreign_atoms(name, material.species) == 1
 
 
 class _Moves:
@@ -195,8 +208,8 @@ class TrackHistory:
         self._open: dict[int, Row] = {}
         self.lattice: HostLattice | None = None
         self.name: str | None = None
-        self.decided_rows = 0
-        self._before: deque[tuple[Row, Mapping]] = deque(maxlen=_JUDGED)
+        self.decided_rows = self.count = 0
+        self._before: deque[tuple[Row, str, Mapping]] = deque(maxlen=_JUDGED)
         self._position = self._new_position_chain()
         self._angle: _PlaceChain | None = None
         self._skipped: deque[Row] = deque(maxlen=64)
@@ -223,6 +236,7 @@ class TrackHistory:
         self.lattice = lattice
         evidence, floor = name_evidence(row, self.material, lattice, self.settings, self._names.states)
         self._open[row.number] = row
+        self.count += 1
         return self._consume(self._names.push(row.number, evidence, floor=floor))
 
     def _learn(self) -> None:
@@ -254,7 +268,7 @@ class TrackHistory:
             self.name = name
             names.append(name)
             changes += self._locate(row, name)
-            self._before.append((row, item.evidence))
+            self._before.append((row, name, item.evidence))
         self.decided_rows += len(decided)
         self._learn()
         return names, changes
@@ -264,10 +278,12 @@ class TrackHistory:
         earlier = self._before[-1][0] if self._before else row
         count_old, count_new = self.atoms(old, earlier.seen), self.atoms(name, row.seen)
         gains = []
-        for new, lost, rows in ((name, old, [d.evidence for d in later if d.state == name][:_JUDGED]),
-                                (old, name, [e for _, e in self._before])):
+        after = [d.evidence for d in itertools.takewhile(lambda d: d.state == name, later)][:_JUDGED]
+        before = [e for _, s, e in itertools.takewhile(lambda b: b[1] == old, reversed(self._before))]
+        for new, lost, rows in ((name, old, after), (old, name, before)):
             gains.append(sum(e.get(new, -5.0) - e.get(lost, -5.0) for e in rows))
-        mixed = next((r for r in (earlier, row) if _undecided(r, old, name)), None)
+        near = ((earlier, before[0]), (row, after[0])) if before else ((row, after[0]),)
+        mixed = next((r for r, e in near if _undecided(e, old, name)), None)
         kind = "switch" if count_new == count_old else "merge" if count_new > count_old else "split"
         closing = self._close_chains() if kind != "switch" else []
         self._changes += 1
@@ -368,9 +384,11 @@ class TrackHistory:
         return found
 
 
-def _undecided(row: Row, old: str, new: str) -> bool:
-    """Whether a reading belongs to neither of two states clearly."""
-    return row.seen.names.get(old, 0.0) < 0.7 and row.seen.names.get(new, 0.0) < 0.7
+def _undecided(evidence: Mapping, old: str, new: str) -> bool:
+    """Whether a reading belongs to neither of two states clearly, or to a third."""
+    both = (evidence.get(old, -9.0), evidence.get(new, -9.0))
+    third = max((e for n, e in evidence.items() if n not in (old, new)), default=-9.0)
+    return abs(both[0] - both[1]) < 1.0 or third > max(both) + 1.0
 
 
 def lattice_step(step: NDArray[np.float64]) -> str:

@@ -124,7 +124,7 @@ def fit_host_lattice(yx_nm: ArrayLike, *, material: Material, first_species: Arr
     distance = np.zeros(len(yx))
     keep = near
     # The start may be off by a few per cent: the fit grows outwards so that no atom is counted to a wrong cell.
-    for reach in (0.9, 1.8, 3.6, np.inf, np.inf):
+    for reach in (0.9, 1.8, 3.6, np.inf, np.inf) if prior is None else (1.8, np.inf, np.inf):
         fractional = lattice.fractional(yx)
         site, _ = lattice.nearest(fractional)
         distance = np.linalg.norm((fractional - site) @ lattice.basis_nm, axis=1)

@@ -136,8 +136,14 @@ def chemistry_costs(targets: Sequence[Target], foreign: Sequence[Mapping[str, in
     return table
 
 
+def recomposition(targets: Sequence[Target], foreign: Sequence[Mapping[str, int]]) -> NDArray[np.bool_]:
+    """(T, D) whether a pair differs in its foreign atoms."""
+    return np.array([[dict(t.foreign) != dict(f) for f in foreign] for t in targets],
+                    dtype=bool).reshape(len(targets), len(foreign))
+
+
 def link(targets: Sequence[Target], yx_nm: NDArray[np.float64], chemistry: NDArray[np.float64],
-         birth: NDArray[np.float64], settings: TrackSettings) -> Linked:
+         recomposed: NDArray[np.bool_], birth: NDArray[np.float64], settings: TrackSettings) -> Linked:
     """Cheapest assignment of detections to tracks.
 
     Parameters
@@ -147,6 +153,8 @@ def link(targets: Sequence[Target], yx_nm: NDArray[np.float64], chemistry: NDArr
         Positions of the detections in the specimen's frame [nm].
     chemistry : (T, D) float64
         From `chemistry_costs`.
+    recomposed : (T, D) bool
+        From `recomposition`.
     birth : (D,) float64
         Cost of a detection that belongs to no track.
     settings : TrackSettings
@@ -162,7 +170,9 @@ def link(targets: Sequence[Target], yx_nm: NDArray[np.float64], chemistry: NDArr
     where = np.array([t.yx_nm for t in targets])
     missed = np.array([[t.missed] for t in targets], dtype=float)
     distance = np.linalg.norm(where[:, None] - yx_nm[None], axis=-1)
-    cost = position_cost(distance, sigma_nm=settings.position_sigma_nm, missed=missed) + chemistry
+    cost = position_cost(distance, sigma_nm=settings.position_sigma_nm, missed=missed)
+    # An atom more or less moves the centre: such a step says nothing about rest.
+    cost = np.where(recomposed, distance / 0.2, cost) + chemistry
     limit = np.array([[min(settings.search_range_nm, 0.12) if t.away else settings.search_range_nm] for t in targets])
     cost[distance > limit] = _FORBIDDEN
     table = np.full((count + found, count + found), _FORBIDDEN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -15,13 +16,15 @@ from .analysis import FrameAnalysis
 from .errors import StemdlError
 from .events import Change, Row, TrackHistory
 from .hostframe import SpecimenFrame, host_lattice
-from .linking import Linked, Target, TrackSettings, birth_costs, chemistry_costs, link
+from .linking import Linked, Target, TrackSettings, birth_costs, chemistry_costs, link, recomposition
 from .materials import Material, get_material
 from .observations import Observation, observe
 from .trajectories import Drift, Event, Events, Tracks
 
 #: Tracks that left the view are remembered up to this number.
 _REMEMBERED = 64
+#: Frames that have lost this much of this many atoms are bad; after so many in a row the specimen has.
+_LATTICE_ATOMS, _REAL_LOSS = 20.0, 12
 #: Good frames that the neighbours of an appearing or vanishing defect get to say whether it merged or split.
 _PATIENCE = 4
 
@@ -141,6 +144,9 @@ class Tracker:
         self._born: list[_Track] = []
         self._ended: list[_Track] = []
         self._next_id = 1
+        self._shape: tuple[int, int] | None = None
+        self._usual_atoms, self._lattice_lost = 0.0, 0
+        self._given_first = np.zeros(2)
         self._good = 0
         self._seen = 0
         self._frames: list[int] = []
@@ -175,7 +181,9 @@ class Tracker:
         StemdlError
             If the material changes, or frames do not come in order.
         """
-        analysis = item if isinstance(item, FrameAnalysis) else self._analyzed(item)
+        if not isinstance(item, FrameAnalysis) and self._analyze is None:
+            raise StemdlError("Tracker.update needs a FrameAnalysis, or a Tracker made with analyze=...")
+        analysis = item if isinstance(item, FrameAnalysis) else self._analyze(item)  # type: ignore[misc]
         material = get_material(analysis.material)
         if self._material is None:
             self._material = material
@@ -183,6 +191,9 @@ class Tracker:
             raise StemdlError(f"frame {analysis.frame} is {material.name}, the frames before {self._material.name}")
         if self._frames and analysis.frame <= self._frames[-1]:
             raise StemdlError(f"frame {analysis.frame} comes after frame {self._frames[-1]}: frames must be in order")
+        fault = self._fault(analysis, material)
+        if fault is not None:
+            return self.skip(analysis.frame, fault)
         self._seen += 1
         events: list[Event] = []
         found = observe(analysis)
@@ -210,10 +221,20 @@ class Tracker:
         self._events += events
         return Update(analysis.frame, self._specimen.drift_nm.copy(), self._current(analysis.frame), tuple(events))
 
-    def _analyzed(self, frame: Any) -> FrameAnalysis:
-        if self._analyze is None:
-            raise StemdlError("Tracker.update needs a FrameAnalysis, or a Tracker made with analyze=...")
-        return self._analyze(frame)
+    def _fault(self, analysis: FrameAnalysis, material: Material) -> str | None:
+        """Why an analysis says nothing about the specimen: other size, or most of the lattice not found."""
+        shape = analysis.shape
+        if self._shape is not None and shape != self._shape:
+            return f"different size: {shape[0]} x {shape[1]} px after {self._shape[0]} x {self._shape[1]} px"
+        self._shape = shape
+        atoms = float(np.isin(analysis.sites.species, material.species).sum())
+        usual, self._lattice_lost = self._usual_atoms, self._lattice_lost + 1
+        if usual >= _LATTICE_ATOMS and atoms < 0.4 * usual and self._lattice_lost <= _REAL_LOSS:
+            return f"lattice not found: {atoms:.0f} atoms where there were {usual:.0f}"
+        # A hole that stays is no bad frame: after some time what is left is the usual.
+        self._usual_atoms = atoms if usual == 0 or self._lattice_lost > _REAL_LOSS else 0.9 * usual + 0.1 * atoms
+        self._lattice_lost = 0
+        return None
 
     # ---------------------------------------------------------------- linking
 
@@ -227,11 +248,13 @@ class Tracker:
         births = birth_costs([s.border_nm for s in found], settings)
         if not self._frames:
             # The first frame defines the specimen's frame: nothing to choose.
-            drift = np.zeros(2) if given is None else np.asarray(given, dtype=float)
-            specimen.accept(lattice, drift)
-            return yx - drift, [], Linked((), 0.0)
+            self._given_first = np.zeros(2) if given is None else np.asarray(given, dtype=float)
+            specimen.accept(lattice, np.zeros(2))
+            return yx, [], Linked((), 0.0)
+        if given is not None:
+            given = np.asarray(given, dtype=float) - self._given_first
         tracks = [*self._live, *self._away]
-        chemistry = None
+        chemistry = recomposed = None
         best: tuple[float, Any] | None = None
         reach = 0.35 if given is None else max(0.2, 4 * sigma)
         for drift, cell in specimen.candidates(lattice, centre, reach_nm=reach, given_nm=given, steps=steps):
@@ -241,8 +264,10 @@ class Tracker:
             positions = specimen.to_specimen(yx, lattice, drift, cell)
             targets = [self._target(t, drift, size) for t in tracks]
             if chemistry is None:
-                chemistry = chemistry_costs(targets, [s.foreign for s in found], [s.names for s in found])
-            linked = link(targets, positions, chemistry, births, settings)
+                foreign = [s.foreign for s in found]
+                chemistry = chemistry_costs(targets, foreign, [s.names for s in found])
+                recomposed = recomposition(targets, foreign)
+            linked = link(targets, positions, chemistry, recomposed, births, settings)
             total = prior + linked.cost
             if best is None or total < best[0]:
                 best = (total, (drift, positions, linked))
@@ -334,7 +359,7 @@ class Tracker:
                                     where="border"))
         if track.missed and self._good - track.last > 1:
             track.returned.append(self._good)
-        row = Row(len(track.rows["frame"]), analysis.frame, analysis.time_s, seen, yx_nm)
+        row = Row(track.history.count, analysis.frame, analysis.time_s, seen, yx_nm)
         values = (analysis.frame, np.nan if analysis.time_s is None else analysis.time_s, *seen.yx_px.tolist(),
                   *yx_nm.tolist(), seen.angle_deg, seen.name, seen.names[seen.name], seen.deviation_deg)
         for key, value in zip(_COLUMNS, values):
@@ -403,22 +428,40 @@ class Tracker:
             track.saved += changes
             return
         for change in changes:
-            ids, before, after = (track.id,), [change.before], [change.after]
+            before, after, partner = [change.before], [change.after], None
             if change.kind in ("merge", "split"):
-                count = abs(track.history.atoms(change.after, change.row.seen)
-                            - track.history.atoms(change.before, change.row.seen))
+                count_before = track.history.atoms(change.before, change.row.seen)
+                count = abs(track.history.atoms(change.after, change.row.seen) - count_before)
                 partner = self._partner(track, change, count)
                 if partner is not None:
+                    if change.kind == "merge" and 0 < partner.id < track.id and partner.atoms >= count_before:
+                        self._exchange_past(track, partner, change, events)
                     names = before if change.kind == "merge" else after
                     names.append(partner.history.likely_name or "unknown")
                     if not partner.real:
                         partner.part_of = True
                         self._confirm(partner, events)
-                    ids = (track.id, partner.id)
+            ids = (track.id,) if partner is None else (track.id, partner.id)
             at = change.at
             events.append(Event(at.frame, change.kind, ids, " + ".join(before), " + ".join(after), at.time_s,
                                 change.angle_deg, change.confidence, change.mixed is not None, "", change.step_nm,
                                 change.lattice_step, change.sublattice))
+
+    def _exchange_past(self, track: _Track, partner: _Track, change: Change, events: list[Event]) -> None:
+        """Let the older of two equal tracks that merged be the one that goes on."""
+        names, changes = partner.history.flush()
+        partner.names += names
+        self._report(partner, changes, events)
+        cut = bisect.bisect_left(track.rows["frame"], change.row.frame)
+        for key in _COLUMNS:
+            mine, other = track.rows[key], partner.rows[key]
+            track.rows[key], partner.rows[key] = other + mine[cut:], mine[:cut]
+        track.names, partner.names = partner.names + track.names[cut:], track.names[:cut]
+        for name in ("id", "first", "born", "entered", "returned"):
+            mine, other = getattr(track, name), getattr(partner, name)
+            setattr(track, name, other)
+            setattr(partner, name, mine)
+        track.apart_at, partner.where = partner.where, track.apart_at
 
     def _partner(self, track: _Track, change: Change, count: int) -> _Track | None:
         """The track that vanished into, or came out of, a cluster whose number of foreign atoms changed."""
@@ -433,7 +476,8 @@ class Tracker:
             if change.kind == "merge":
                 fits = number - 2 - self.settings.memory_frames <= other.last <= number and other.first < number
             else:
-                fits = any(abs(g - number) <= 1 for g in (other.first, *other.returned[-3:])) and other.born
+                starts = [*other.returned[-3:], *([other.first] if other.born else [])]
+                fits = any(abs(g - number) <= 1 for g in starts)
             if fits:
                 near.append((distance, other))
         if not near:

@@ -152,6 +152,7 @@ _DTYPES: dict[str, Any] = {
     "frame": "i8", "time_s": "f8", "track_id": "i8", "name": object, "y_px": "f8", "x_px": "f8", "y_nm": "f8",
     "x_nm": "f8", "orientation_deg": "f8", "seen_as": object, "probability": "f8", "deviation_deg": "f8",
 }
+_PANDAS = {"i8": "int64", "f8": "float64"}
 
 
 @dataclass(frozen=True)
@@ -232,8 +233,12 @@ class Tracks:
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a defect and frame: the columns of ``trajectories.csv``."""
-        return pd.DataFrame({name: getattr(self, name) for name in TRAJECTORY_COLUMNS})
+        return self._frame(TRAJECTORY_COLUMNS)
 
     def details(self) -> pd.DataFrame:
         """`to_dataframe` with the single-frame readings and triangle deviations besides."""
-        return pd.DataFrame({name: getattr(self, name) for name in _DTYPES})
+        return self._frame(tuple(_DTYPES))
+
+    def _frame(self, names: tuple[str, ...]) -> pd.DataFrame:
+        # Strings stay Python objects in a table with rows as in one without: pandas would choose by content.
+        return pd.DataFrame({n: pd.Series(getattr(self, n), dtype=_PANDAS.get(_DTYPES[n], _DTYPES[n])) for n in names})
