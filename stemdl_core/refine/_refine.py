@@ -205,9 +205,14 @@ class _Work:
     def _start(self, grid: Grid, y: Array, x: Array, widths: Array) -> None:
         # The level of a pixel, known from more counts than its own.
         side = 2 * round(0.6 * float(np.median(widths))) + 1
-        smooth = uniform_filter(grid.image, max(side, 3), mode="nearest")
-        noise = estimate_noise(grid.image, smooth, grid.usable)
-        grid = _without_spikes(grid, noise)
+        for _ in range(4):
+            smooth = uniform_filter(grid.image, max(side, 3), mode="nearest")
+            noise = estimate_noise(grid.image, smooth, grid.usable)
+            # Damaged pixels hide each other: they spoil the noise that they are told by.
+            mended = _without_spikes(grid, noise)
+            if mended is grid:
+                break
+            grid = mended
         # Weights from the image itself: the first model is too poor to say where the counts are.
         weight = grid.usable / noise.variance(smooth)
         self.first_weight = np.minimum(weight, 4 * weight[grid.usable > 0].mean())
@@ -289,7 +294,10 @@ def _without_spikes(grid: Grid, noise: Noise) -> Grid:
     """The grid without single pixels that stand out of their surroundings as no probe can make them."""
     image = grid.image
     ring = (9 * uniform_filter(image, 3, mode="nearest") - image) / 8
-    spike = np.abs(image - ring) > 7 * np.sqrt(noise.variance(ring)) + 6 * noise.gain
+    # A column's own summit over its surroundings: at most this for the sharpest probe.
+    low = np.percentile(ring[grid.usable > 0][::17], 5)
+    summit = 1.3 * (grid.step_pm / _TRIAL_SIGMA_PM[0]) ** 2 * np.maximum(ring - low, 0)
+    spike = np.abs(image - ring) > 5 * np.sqrt(noise.variance(ring)) + 4 * noise.gain + summit
     spike &= grid.usable > 0
     if not spike.any():
         return grid
