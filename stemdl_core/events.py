@@ -213,6 +213,8 @@ class TrackHistory:
         self._position = self._new_position_chain()
         self._angle: _PlaceChain | None = None
         self._skipped: deque[Row] = deque(maxlen=64)
+        self._faint: deque[Row] = deque(maxlen=64)
+        self._brightness = float("nan")
         self._last_switch = -10
         self._changes = 0
 
@@ -237,7 +239,20 @@ class TrackHistory:
         evidence, floor = name_evidence(row, self.material, lattice, self.settings, self._names.states)
         self._open[row.number] = row
         self.count += 1
+        self._compare_brightness(row)
         return self._consume(self._names.push(row.number, evidence, floor=floor))
+
+    def _compare_brightness(self, row: Row) -> None:
+        """Remember readings in which an atom was there for a part of its scan lines only."""
+        value, usual = row.seen.intensity, self._brightness
+        if not np.isfinite(value) or value <= 0:
+            return
+        if not np.isfinite(usual):
+            self._brightness = value
+            return
+        if usual - value > max(0.14 * usual, 3.0 * row.seen.intensity_sigma):
+            self._faint.append(row)
+        self._brightness += 0.15 * float(np.clip(value - usual, -0.15 * usual, 0.15 * usual))
 
     def _learn(self) -> None:
         """Let the rate of changes follow what the track does: the prior counts as one change."""
@@ -283,7 +298,7 @@ class TrackHistory:
         for new, lost, rows in ((name, old, after), (old, name, before)):
             gains.append(sum(e.get(new, -5.0) - e.get(lost, -5.0) for e in rows))
         near = ((earlier, before[0]), (row, after[0])) if before else ((row, after[0]),)
-        mixed = next((r for r, e in near if _undecided(e, old, name)), None)
+        mixed = next((r for r, e in near if _undecided(e, old, name)), None) or self._between(row)
         kind = "switch" if count_new == count_old else "merge" if count_new > count_old else "split"
         closing = self._close_chains() if kind != "switch" else []
         self._changes += 1
@@ -316,9 +331,10 @@ class TrackHistory:
                 changes += self._turns(self._angle.push(row, np.array([seen.angle_deg]), float(min(doubt, 0.5))))
         return changes
 
-    def _skipped_before(self, row: Row) -> Row | None:
-        """The reading just before `row` if it showed another number of foreign atoms than there are."""
-        return next((r for r in self._skipped if r.number == row.number - 1), None)
+    def _between(self, row: Row) -> Row | None:
+        """The reading at or just before `row` that shows another number of foreign atoms, or faint ones."""
+        before = next((r for r in self._skipped if r.number == row.number - 1), None)
+        return before or next((r for r in self._faint if row.number - 1 <= r.number <= row.number), None)
 
     def _close_chains(self) -> list[Change]:
         changes = self._hops(self._position.flush())
@@ -336,7 +352,7 @@ class TrackHistory:
             with_switch = abs(row.number - self._last_switch) <= 1
             step = centers[end] - (centers[start] if with_switch else chain.settled)
             if np.linalg.norm(step) > limit:
-                mixed = mixed or self._skipped_before(row)
+                mixed = mixed or self._between(row)
                 found.append(self._hop(row, centers[end] - step, centers[end], mixed))
                 chain.settled = centers[end].copy()
             elif with_switch:
@@ -372,7 +388,7 @@ class TrackHistory:
             # Half a period either way is the same rotation: written as the positive one.
             if angle < -period / 3:
                 angle += period
-            mixed = mixed or self._skipped_before(row)
+            mixed = mixed or self._between(row)
             if mixed is None:
                 near = [r for r in chain.recent if row.number - 1 <= r.number <= row.number]
                 bent = [r for r in near if r.seen.deviation_deg > self.settings.mixed_deviation_deg]

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .analysis import Defect, FrameAnalysis
 from .materials import get_material
+from .sites import Sites
 
 _CLUSTER = re.compile(r"^([A-Z][a-z]?)(\d*)(?:-?[A-Z]|_|$)")
 
@@ -37,6 +38,8 @@ class Observation:
         Distance from the nearest border of the image [nm].
     edge : bool
         One of its foreign atoms is too near the border to have all its bonds in view.
+    intensity, intensity_sigma : float
+        Mean intensity of its foreign atoms relative to the host, and its standard deviation; NaN where not known.
     """
 
     yx_px: NDArray[np.float64]
@@ -49,6 +52,8 @@ class Observation:
     deviation_deg: float
     border_nm: float
     edge: bool = False
+    intensity: float = float("nan")
+    intensity_sigma: float = float("nan")
 
     @property
     def name(self) -> str:
@@ -174,8 +179,15 @@ def observe(analysis: FrameAnalysis) -> list[Observation]:
         found.append(Observation(
             np.asarray(yx_px, dtype=float), pixel.to_nm(yx_px), dict(Counter(map(str, sites.species[foreign]))),
             _names(defect), float(np.clip(score, 0.0, 1.0)), angle, fold, deviation, float(border),
-            bool(sites.edge[foreign].any()) if len(foreign) else False))
+            bool(sites.edge[foreign].any()) if len(foreign) else False, *_brightness(sites, foreign)))
     return found
+
+
+def _brightness(sites: Sites, foreign: NDArray[np.int64]) -> tuple[float, float]:
+    if not len(foreign):
+        return float("nan"), float("nan")
+    sigma = np.nan_to_num(sites.intensity_sigma[foreign], nan=0.0)
+    return float(sites.intensity[foreign].mean()), float(np.sqrt((sigma**2).sum()) / len(foreign))
 
 
 def _is_foreign(defect: Defect, species: str, host: tuple[str, ...]) -> bool:

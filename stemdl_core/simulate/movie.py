@@ -299,7 +299,8 @@ def _rotor(base: Specimen, frames: int, rate: float, rng: np.random.Generator) -
         return float(np.degrees(np.angle(np.exp(3j * np.arctan2(y, x)).sum())) / 3)
 
     first = _drawn(base, 1, "Si3C6", home)
-    start = angle(add_defect(base, first.kind, first.at_nm, rng=np.random.default_rng(first.seed)))
+    placed = add_defect(base, first.kind, first.at_nm, rng=np.random.default_rng(first.seed))
+    start, home = angle(placed), _at(placed)
 
     def off(wanted: float) -> Callable[[Specimen], float]:
         return lambda s: abs((angle(s) - wanted + 60) % 120 - 60) + 100 * float(np.linalg.norm(_at(s) - home))
