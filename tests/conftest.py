@@ -8,8 +8,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 matplotlib.use("Agg")
+
+# How quick the machine is decides nothing about right or wrong.
+settings.register_profile("stemdl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("stemdl")
 
 
 @pytest.fixture
