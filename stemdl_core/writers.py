@@ -32,8 +32,8 @@ def result_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder whose files appear together at the end, or not at all.
 
     Files are written into a temporary folder beside the final one, which also shows at once, before any work
-    is done, whether there is permission to write. At the end a new folder is put in place by one rename; in an
-    existing one the files of the same name are replaced one by one and others are left alone. After an
+    is done, whether there is permission to write. At the end a new folder is put in place by one rename; in
+    an existing one the files of the same name are replaced one by one and others are left alone. After an
     exception (Ctrl-C is one) nothing is left, and folders made on the way are removed again.
 
     Parameters

@@ -309,7 +309,7 @@ def test_models_lists_cards(model, monkeypatch, capsys):
 
 
 def test_train_a_little(tmp_path, capsys):
-    """A run of one epoch on a handful of images: all files are there, and nothing is overwritten by a second."""
+    """A run of one epoch on a handful of images: all files are there, and a second overwrites nothing."""
     recipe = {
         **{"name": "small", "materials": ["graphene"], "filters": [4, 4, 8], "dopant": "Si", "crop_px": 64},
         **{"classes": ["background", "lattice", "dopant", "vacancy", "masked"]},

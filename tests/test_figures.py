@@ -124,7 +124,7 @@ def test_size_of_large_fields_is_limited():
 
 
 def test_names_stand_beside_the_image_and_apart():
-    """No text overlaps the image, and no two names overlap each other, even for many defects close together."""
+    """No text lies on the image or on another name, even for many defects close together."""
     parts = [silicon(i, (12.0 + 4 * (i // 2), 20.0 + 40 * (i % 2))) for i in range(14)]
     yx = np.concatenate([p for p, _ in parts])
     analysis = analysis_of(yx, ["Si", "C", "C", "C"] * len(parts), defects=[d for _, d in parts])
