@@ -7,7 +7,8 @@ at once, and says how far each position can be trusted.
 
 from __future__ import annotations
 
-from ._refine import Imaging, Refined, estimate_imaging, refine_sites
+from ._refine import estimate_imaging, refine_sites
 from .bound import cramer_rao_pm
+from .result import Imaging, Refined
 
 __all__ = ["Imaging", "Refined", "cramer_rao_pm", "estimate_imaging", "refine_sites"]

@@ -59,8 +59,8 @@ class Normal:
         self.gradient_nodes = background.project(flat_residual.reshape(size))
         self._precision, self._smoothness = precision, smoothness
         self._weight, self._background = flat_weight, background
-        self._slopes = [place(patches.index, s, size) for s in slopes]
-        self._slopes_t = [s.T for s in self._slopes]
+        self._values, self._index, self._ones = slopes, patches.index, np.ones(n, np.float32)
+        self._slopes_t = [place(patches.index, s, size).T for s in slopes]
         # A background hat is linear around a column, so its sum needs the zeroth and first moments only.
         self.near, value, slope_y, slope_x = background.at(y, x)
         total = moments[..., 0]
@@ -96,11 +96,9 @@ class Normal:
 
     def _apply(self, columns: Array, nodes: Array) -> tuple[Array, Array]:
         """The normal matrix times a step."""
-        narrow = columns.astype(np.float32)
-        image = self._background.image(nodes).ravel()
-        for a in range(3):
-            image = image + self._slopes[a] @ np.ascontiguousarray(narrow[:, a])
-        image *= self._weight
+        values = np.einsum("anp,na->np", self._values, columns.astype(np.float32))
+        image = place(self._index, values, self._background.pixels) @ self._ones
+        image = (image + self._background.image(nodes).ravel()) * self._weight
         out = self._precision * columns
         for a in range(3):
             out[:, a] += self._slopes_t[a] @ image
@@ -190,9 +188,9 @@ def _coupling(y: Array, x: Array, heights: Array, i: NDArray[np.intp], j: NDArra
     if not len(i):
         return np.zeros((0, 3, 3))
     step = max(1, round(0.9 * shape.sigma))
-    ticks = step * np.arange(-3, 4)
+    ticks = step * np.arange(-2, 3)
     my, mx = np.rint(0.5 * (y[i] + y[j])), np.rint(0.5 * (x[i] + x[j]))
-    qy, qx = my[:, None] + np.repeat(ticks, 7), mx[:, None] + np.tile(ticks, 7)
+    qy, qx = my[:, None] + np.repeat(ticks, 5), mx[:, None] + np.tile(ticks, 5)
     rows, columns = (np.clip(q, 0, m - 1).astype(np.intp) for q, m in zip((qy, qx), weight.shape, strict=True))
     w = weight[rows, columns] * np.float32(step**2)
     slopes = [_slopes(qy - y[k][:, None], qx - x[k][:, None], heights[k], shape) for k in (i, j)]
