@@ -137,8 +137,11 @@ def _dopant_name(graph: AtomGraph, group: list[int], reading: Reading, region: _
         if n == 3:
             # The rings may lack an atom that was merely overlooked: the dopant's own distortion has to agree, or
             # the network has to see the hole.
-            distorted = _widest_deg(graph, group[0], hosts) > DISTORTED_DEG
-            vacant = distorted if region.missing is None else region.missing >= 1 and (distorted or region.seen_hole)
+            widest = _widest_deg(graph, group[0], hosts)
+            if region.missing is None:
+                vacant = widest > DISTORTED_DEG + 10.0
+            else:
+                vacant = region.missing >= 1 and (widest > DISTORTED_DEG or region.seen_hole)
             return f"{symbol}-C3+V" if vacant else f"{symbol}-C3"
         return "unknown"
     joined = {i for bond in reading.bonds for i in bond}

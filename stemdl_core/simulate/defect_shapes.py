@@ -186,33 +186,45 @@ def dimer6(symbol: str, rng: np.random.Generator) -> Blueprint:
     return Blueprint(f"{symbol}2C6", "bond", gone, ((symbol, one, 0.3), (symbol, two, 0.3)), tuple(links), missing=2)
 
 
+#: A ring of six atoms around the origin and the six atoms outside that are left with two bonds when it is removed.
+RING = tuple(polar(1.0, d) for d in (30.0, 90.0, 150.0, 210.0, 270.0, 330.0))
+OUTER = tuple(polar(2.0, d) for d in (30.0, 90.0, 150.0, 210.0, 270.0, 330.0))
+
+
+def _rotor_corners(radius: float, turn: int) -> tuple[list[Point], list[tuple[Point, Point]]]:
+    """Three corners between neighbouring outer atoms, and the two outer atoms of each."""
+    corners = [polar(radius, 60.0 + 60.0 * turn + 120.0 * i) for i in range(3)]
+    pairs = [(OUTER[(turn + 2 * i) % 6], OUTER[(turn + 2 * i + 1) % 6]) for i in range(3)]
+    return corners, pairs
+
+
 def rotor(symbol: str, rng: np.random.Generator) -> Blueprint:
-    """X3C6, the trimer rotor: one carbon and its three neighbours replaced by a triangle, either way round."""
-    turn = 60.0 if rng.random() < 0.5 else 0.0
-    corners = [polar(0.92, d + turn) for d in (90.0, 210.0, 330.0)]
-    base = 198.0 + 0.8 * (_radius_pm(symbol) - 111.0)
-    links = [Link(corners[i], corners[(i + 1) % 3], 2.16 * _radius_pm(symbol) * rng.normal(1.0, 0.012), 1.2)
+    """X3C6, the trimer rotor: a triangle in a hexavacancy, either way round.
+
+    The six carbon atoms around a missing ring form a regular hexagon, so that the two orientations, 60 degrees apart,
+    are equivalent; in experimental images of the rotor the triangle takes six sites and its six bonded carbon
+    atoms sit 275 pm from the centre (284 pm unrelaxed).
+    """
+    corners, pairs = _rotor_corners(0.9, int(rng.integers(2)))
+    base = 186.0 + 0.8 * (_radius_pm(symbol) - 111.0)
+    links = [Link(corners[i], corners[(i + 1) % 3], 1.97 * _radius_pm(symbol) * rng.normal(1.0, 0.012), 1.0)
              for i in range(3)]
-    for i, corner in enumerate(corners):
-        for side in (-30.0, 30.0):
-            links.append(Link(corner, polar(SQRT3, 90.0 + turn + 120.0 * i + side), base * rng.normal(1.0, 0.015), 0.9))
-    return Blueprint(f"{symbol}3C6", "atom", (ORIGIN, *NEIGHBOURS), tuple((symbol, c, 0.2) for c in corners),
-                     tuple(links), missing=1)
+    for corner, pair in zip(corners, pairs):
+        links += [Link(corner, c, base * rng.normal(1.0, 0.02), 0.7) for c in pair]
+    return Blueprint(f"{symbol}3C6", "ring", RING, tuple((symbol, c, 0.2) for c in corners), tuple(links), missing=3)
 
 
 def centred_rotor(symbol: str, rng: np.random.Generator) -> Blueprint:
     """X4C6: the rotor with a fourth atom at its centre, out of the plane; the corners are no longer bonded."""
-    turn = 60.0 if rng.random() < 0.5 else 0.0
-    corners = [polar(1.13, d + turn) for d in (90.0, 210.0, 330.0)]
+    corners, pairs = _rotor_corners(1.13, int(rng.integers(2)))
     scale = _radius_pm(symbol) / 111.0
-    base = 178.0 + 0.8 * (_radius_pm(symbol) - 111.0)
-    links = [Link(ORIGIN, c, 158.0 * scale * rng.normal(1.0, 0.012), 1.2) for c in corners]
-    apart = tuple(Link(corners[i], corners[(i + 1) % 3], 283.0 * scale, 1.0) for i in range(3))
-    for i, corner in enumerate(corners):
-        for side in (-30.0, 30.0):
-            links.append(Link(corner, polar(SQRT3, 90.0 + turn + 120.0 * i + side), base * rng.normal(1.0, 0.015), 0.9))
+    base = 172.0 + 0.8 * (_radius_pm(symbol) - 111.0)
+    links = [Link(ORIGIN, c, 154.0 * scale * rng.normal(1.0, 0.012), 1.2) for c in corners]
+    apart = tuple(Link(corners[i], corners[(i + 1) % 3], 280.0 * scale, 1.0) for i in range(3))
+    for corner, pair in zip(corners, pairs):
+        links += [Link(corner, c, base * rng.normal(1.0, 0.02), 0.7) for c in pair]
     add = ((symbol, ORIGIN, 1.6), *((symbol, c, 0.2) for c in corners))
-    return Blueprint(f"{symbol}4C6", "atom", (ORIGIN, *NEIGHBOURS), add, tuple(links), apart)
+    return Blueprint(f"{symbol}4C6", "ring", RING, add, tuple(links), apart, missing=2)
 
 
 def single_vacancy(symbol: str, rng: np.random.Generator) -> Blueprint:

@@ -91,11 +91,18 @@ class Sheet:
         around = np.array([i for i in self.tree.query_ball_point(self.perfect[origin], 1.2 * bond) if i != origin])
         if len(around) != 3:
             return False
-        toward = self.perfect[int(rng.choice(around))] - self.perfect[origin]
-        anchor = self.perfect[origin]
-        drawn_at = 90.0
+        anchor, drawn_at = self.perfect[origin], 90.0
+        toward = self.perfect[int(rng.choice(around))] - anchor
         if patch.anchor == "bond":
             anchor, drawn_at = anchor + 0.5 * toward, 0.0
+        elif patch.anchor == "ring":
+            # The ring opposite to a bond; of the three around the atom, the one nearest to where it is wanted.
+            outward = self.perfect[around] - anchor
+            toward = outward[int(np.hypot(*(anchor - outward - at).T).argmin())]
+            anchor = anchor - toward
+            angle = math.radians(60.0) * int(rng.integers(6))
+            c, s = math.cos(angle), math.sin(angle)
+            toward = np.array([[c, s], [-s, c]]) @ toward
         if not self.has_room(anchor, patch.extent * bond):
             return False
         turn = math.atan2(toward[0], toward[1]) - math.radians(drawn_at)

@@ -71,7 +71,7 @@ def honeycomb_patch(anchor: str, radius: float) -> NDArray[np.float64]:
     if anchor == "bond":
         points = (points - [0.5, 0.0])[:, ::-1]
     elif anchor == "ring":
-        points = points + [0.5, 0.5 * SQRT3]
+        points = points + np.array([1.0, 0.0])
     return points[np.hypot(points[:, 0], points[:, 1]) < radius]
 
 
