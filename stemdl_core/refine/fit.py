@@ -133,7 +133,8 @@ class Fit:
         typical = float(np.median(state.height))
         smooth = self._smoothness(typical)
         normal = Normal(picture.patches, state.y, state.x, state.height, weight, self.grid.image - mean,
-                        self.background, smooth, prior.precision)
+                        self.background, smooth, prior.precision,
+                        picture.columns / np.float32(typical))
         now = np.stack([state.height, state.y, state.x], 1)
         step, surface = normal.solve(prior.precision * (prior.mean - now), -smooth @ state.nodes,
                                      tolerance=tolerance)

@@ -35,14 +35,17 @@ class Normal:
         Prior precision of its nodes.
     precision : (N, 3) float64
         Prior precision of the columns' parameters.
+    unit : (H, W) float32
+        Sum of all columns' profiles, each of peak one.
     """
 
     def __init__(self, patches: Patches, y: Array, x: Array, heights: Array, weight: Image, residual: Image,
-                 background: Background, smoothness: Array, precision: Array) -> None:
+                 background: Background, smoothness: Array, precision: Array, unit: Image) -> None:
         n, size = len(heights), (weight.shape[0], weight.shape[1])
         slopes = np.empty((3, *patches.index.shape), np.float32)
         gradient, diagonal, moments = np.empty((n, 3)), np.empty((n, 3, 3)), np.empty((n, 3, 3))
         flat_weight, flat_residual = weight.ravel(), (weight * residual).ravel()
+        flat_unit, together = unit.ravel(), np.empty(n)
         narrow = heights.astype(np.float32)[:, None]
         for which in chunks(n):
             index = patches.index[which]
@@ -53,6 +56,8 @@ class Normal:
                 gradient[which, a] = np.einsum("np,np->n", slopes[a, which], r)
                 weighted = slopes[a, which] * w
                 moments[which, a] = weighted @ patches.moments
+                if a == 0:
+                    together[which] = np.einsum("np,np->n", weighted, flat_unit.take(index))
                 for b in range(a, 3):
                     diagonal[which, a, b] = diagonal[which, b, a] = np.einsum("np,np->n", weighted, slopes[b, which])
         self.gradient, self.diagonal = gradient, diagonal
@@ -71,6 +76,11 @@ class Normal:
         self._nodes = background.gram(weight) + smoothness
         self._own = diagonal + precision[:, :, None] * np.eye(3)
         self._inverse = np.linalg.inv(self._own)
+        # How columns answer to the background: it changes slowly, so all around change their heights together,
+        # and each needs to do the less.
+        shared = self._own.copy()
+        shared[:, 0, 0] += np.maximum(together - diagonal[:, 0, 0], 0)
+        self._answer = np.matmul(np.linalg.inv(shared), self.border)
 
     def _sparse(self, blocks: Array) -> csr_matrix:
         """(3 N, n) matrix of blocks (N, 3, K) against the nodes near each column."""
@@ -80,13 +90,12 @@ class Normal:
                           shape=(3 * n, self._background.size))
 
     def nodes_covariance(self) -> Array:
-        """(n, n) covariance of the background nodes when the columns answer each on its own."""
-        lift = self._sparse(np.matmul(self._inverse, self.border))
+        """(n, n) covariance of the background nodes, the columns unknown."""
+        lift = self._sparse(self._answer)
         schur = self._nodes - (self._sparse(self.border).T @ lift).toarray()
         schur = 0.5 * (schur + schur.T)
-        # Nodes that see hardly any pixels of their own lean on the smoothness; columns overlap, so that this
-        # difference may come out too small.
-        schur += np.diag(0.05 * np.diag(self._nodes) + 1e-3 * np.diag(self._nodes).max())
+        # Nodes that see hardly any pixels of their own lean on the smoothness.
+        schur += np.diag(0.02 * np.diag(self._nodes) + 1e-3 * np.diag(self._nodes).max())
         try:
             root = np.linalg.inv(np.linalg.cholesky(schur))
         except np.linalg.LinAlgError:
@@ -112,7 +121,7 @@ class Normal:
         alone, but knows how they all lean on the background: heights and background trade against each other.
         """
         nodes_inverse = self.nodes_covariance()
-        lift = np.matmul(self._inverse, self.border)
+        lift = self._answer
         near = self.near
         count = self._background.size
 
@@ -173,7 +182,7 @@ class Normal:
         local[:, second, first] = blocks.transpose(0, 1, 3, 2)
         dense = local.transpose(0, 1, 3, 2, 4).reshape(n, 3 * k, 3 * k)
         own = np.linalg.solve(dense, np.broadcast_to(np.eye(3 * k, 3), (n, 3 * k, 3)))[:, :3]
-        lean = np.matmul(own, self.border)
+        lean = self._answer
         nodes = self.nodes_covariance()
         shared = nodes[self.near[:, :, None], self.near[:, None, :]]
         return own, np.matmul(np.matmul(lean, shared), lean.transpose(0, 2, 1))
