@@ -48,9 +48,10 @@ def overlay(frame: Frame, analysis: FrameAnalysis) -> Figure:
     text = 15.0 * max(1.0, max(image_width, image_height) / 1400) ** 0.7
 
     left, right = _sides(analysis, width)
+    host = canvas.host_species(analysis)
     probe = Figure(dpi=canvas.DPI)
     canvas.FigureCanvasAgg(probe)
-    margins = [_label_width(probe, side, text) + 3.2 * text if side else text for side in (left, right)]
+    margins = [_label_width(probe, side, host, text) + 3.2 * text if side else text for side in (left, right)]
     top = 2.4 * text
     footer = _footer_lines(analysis)
     bottom = (3.2 + 1.35 * len(footer)) * text
@@ -90,23 +91,23 @@ def _sides(analysis: FrameAnalysis, width: int) -> tuple[list[Defect], list[Defe
     )
 
 
-def _label(defect: Defect) -> tuple[str, str]:
-    """A defect's name (with its probability where there is doubt), and its bond lengths."""
+def _label(defect: Defect, host: tuple[str, ...]) -> tuple[str, str]:
+    """A defect's name (with its probability where there is doubt), and the bond lengths of foreign atoms."""
     name = defect.name if defect.probability > 0.9 else f"{defect.name}  {100 * defect.probability:.0f} %"
     lengths = [f"{b.length_pm:.0f}" for b in defect.bonds]
-    if not lengths:
+    if not lengths or set(defect.composition) <= set(host):
         return name, ""
     shown = " ".join(lengths[:6]) + (" ..." if len(lengths) > 6 else "")
     return name, f"{shown} pm"
 
 
-def _label_width(figure: Figure, defects: list[Defect], text: float) -> float:
+def _label_width(figure: Figure, defects: list[Defect], host: tuple[str, ...], text: float) -> float:
     return max(
         max(
             canvas.text_width(figure, name, text, weight="bold"),
             canvas.text_width(figure, lengths, 0.8 * text),
         )
-        for name, lengths in map(_label, defects)
+        for name, lengths in (_label(d, host) for d in defects)
     )
 
 
@@ -139,7 +140,8 @@ def _draw_labels(
     """Outlines on the image, names beside it, and a line from one to the other."""
     if not defects:
         return
-    two_lines = any(_label(d)[1] for d in defects)
+    host = canvas.host_species(analysis)
+    two_lines = any(_label(d, host)[1] for d in defects)
     pitch = (2.5 if two_lines else 1.5) * text
     half = 0.5 * pitch
     wanted = [origin[1] + (d.center_px[0] + 0.5) * scale[1] for d in defects]
@@ -172,7 +174,7 @@ def _draw_labels(
             color=canvas.FAINT,
             linewidth=canvas.points(1.2),
         )
-        name, lengths = _label(defect)
+        name, lengths = _label(defect, host)
         align = "right" if side == "left" else "left"
         offset = 0.62 * text if lengths and not crowded else 0.0
         page.text(
