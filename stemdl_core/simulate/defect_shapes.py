@@ -235,18 +235,18 @@ def single_vacancy(symbol: str, rng: np.random.Generator) -> Blueprint:
     return Blueprint("SV", "atom", (ORIGIN,), links=links, missing=1, holes=(ORIGIN,))
 
 
-def _reconstruction() -> tuple[Link, ...]:
-    return (Link(PAIR_CORNERS[0], PAIR_CORNERS[3], 172.0, 0.6), Link(PAIR_CORNERS[1], PAIR_CORNERS[2], 172.0, 0.6))
+def _reconstruction(length_pm: float) -> tuple[Link, ...]:
+    return tuple(Link(PAIR_CORNERS[i], PAIR_CORNERS[j], length_pm, 0.6) for i, j in ((0, 3), (1, 2)))
 
 
 def divacancy_585(symbol: str, rng: np.random.Generator) -> Blueprint:
     """DV(5-8-5): two pentagons beside an octagon."""
-    return Blueprint("DV(5-8-5)", "bond", PAIR, links=_reconstruction(), missing=2, holes=PAIR)
+    return Blueprint("DV(5-8-5)", "bond", PAIR, links=_reconstruction(172.0), missing=2, holes=PAIR)
 
 
 def divacancy_555777(symbol: str, rng: np.random.Generator) -> Blueprint:
     """DV(555-777): the former with one bond of the octagon turned."""
-    return Blueprint("DV(555-777)", "bond", PAIR, links=_reconstruction(), missing=2,
+    return Blueprint("DV(555-777)", "bond", PAIR, links=_reconstruction(147.0), missing=2,
                      rotate=(((SQRT3, -0.5), (SQRT3, 0.5)),))
 
 

@@ -1,0 +1,220 @@
+"""Names, compositions, geometry and error bars of defects in graphene."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from specimen_sites import PIXEL_NM, graph_of, names_of, observed
+
+from stemdl_core.calibration import PixelSize
+from stemdl_core.defects import find_defects
+from stemdl_core.graph import build_graph
+from stemdl_core.materials import get_material
+from stemdl_core.simulate.structures import GRAPHENE_MIXTURE, add_defect, graphene, random_specimen
+from stemdl_core.sites import Sites
+
+KINDS = [k.replace("X", "Si") for k in GRAPHENE_MIXTURE]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_named_placed_and_counted(kind, rng):
+    for turn in (0.0, 23.0):
+        specimen = add_defect(graphene(fov_nm=3.0, rotation_deg=turn), kind, (1.5, 1.5), rng=rng)
+        sites, shape = observed(specimen, rng, noise_pm=6.0)
+        (found,) = find_defects(graph_of(sites, shape))
+        (truth,) = specimen.defects
+        assert found.name == truth.name
+        assert found.missing_atoms == truth.missing_atoms
+        center = (np.array(found.center_px) + 0.5) * PIXEL_NM
+        assert np.hypot(*(center - truth.center_nm)) < 0.03
+        assert dict(found.composition) == dict(truth.composition)
+        assert 0.3 < found.probability <= 1.0
+
+
+def test_pristine_graphene_has_no_defect(rng):
+    for k in range(20):
+        sites, shape = observed(graphene(fov_nm=4.0, rotation_deg=7.0 * k), rng, noise_pm=10.0)
+        assert len(find_defects(graph_of(sites, shape))) == 0
+
+
+def test_no_sites_no_defects():
+    assert len(find_defects(graph_of(Sites.empty(), (64, 64)))) == 0
+
+
+def test_mixed_fields_reach_the_stated_precision_and_recall():
+    rng = np.random.default_rng(3)
+    hits = false = missed = 0
+    for _ in range(40):
+        fov = float(rng.uniform(2.5, 5.0))
+        specimen = random_specimen("graphene", fov, rng, boundary_probability=0.0)
+        sites, shape = observed(specimen, rng, noise_pm=7.0)
+        found = [(d.name, (np.array(d.center_px) + 0.5) * PIXEL_NM) for d in find_defects(graph_of(sites, shape))]
+        inside = [d for d in specimen.defects if 0.6 < min(d.center_nm) and max(d.center_nm) < fov - 0.6]
+        for truth in inside:
+            right = [f for f in found if f[0] == truth.name and np.hypot(*(f[1] - truth.center_nm)) < 0.1]
+            hits, missed = hits + bool(right), missed + (not right)
+        false += sum(1 for name, at in found if 0.6 < at.min() and at.max() < fov - 0.6
+                     and not any(name == d.name and np.hypot(*(at - d.center_nm)) < 0.1 for d in specimen.defects))
+    assert hits > 30
+    assert hits / (hits + missed) >= 0.97
+    assert hits / (hits + false) >= 0.97
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.sampled_from(["Si-C3", "Si-C4", "Si-C3+V", "Si2C5", "Si3C6", "Si4C6", "DV(5-8-5)", "SW(55-77)", "V4"]),
+       turn=st.floats(0.0, 360.0), mirror=st.booleans(), shift=st.floats(0.0, 30.0), scale=st.floats(0.95, 1.05),
+       seed=st.integers(0, 99))
+def test_names_do_not_change_with_the_point_of_view(kind, turn, mirror, shift, scale, seed):
+    rng = np.random.default_rng(seed)
+    specimen = add_defect(graphene(fov_nm=3.6), kind, (1.8, 1.8), rng=rng)
+    sites, shape = observed(specimen, rng, noise_pm=4.0)
+    reference = find_defects(graph_of(sites, shape))
+    c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+    middle = np.array(shape) / 2
+    yx = (sites.yx_px - middle) @ np.array([[c, s], [-s, c]])
+    near = np.hypot(*yx.T) < 140
+    yx = yx[near] * ([-1.0, 1.0] if mirror else [1.0, 1.0]) * scale + middle + shift
+    shuffle = rng.permutation(len(yx))
+    moved = sites.select(near).replace(y_px=yx[:, 0], x_px=yx[:, 1]).select(shuffle)
+    # Atoms far away: another patch of sheet beyond a gap.
+    patch = observed(graphene(fov_nm=1.0, margin_nm=0.1), rng, noise_pm=3.0)[0]
+    far = Sites.from_columns(y_px=np.append(moved.y_px, patch.y_px + 500), x_px=np.append(moved.x_px, patch.x_px),
+                             species=np.append(moved.species, patch.species),
+                             sigma_pm=np.append(moved.sigma_pm, patch.sigma_pm))
+    found = [d for d in find_defects(graph_of(far, (700, 700))) if np.hypot(*(d.center_px - middle - shift)) < 80]
+    assert [d.name for d in found] == [d.name for d in reference] == [kind]
+    assert dict(found[0].composition) == dict(reference[0].composition)
+
+
+def test_bonds_and_angles_with_their_error_bars(rng):
+    specimen = add_defect(graphene(fov_nm=3.0), "Si-C3", (1.5, 1.5), rng=rng)
+    exact = find_defects(graph_of(*observed(specimen, rng, noise_pm=0.0)))[0]
+    lengths, angles = [], []
+    for _ in range(60):
+        (d,) = find_defects(graph_of(*observed(specimen, rng, noise_pm=6.0)))
+        lengths += [(b.length_pm - t.length_pm) / b.sigma_pm for b, t in zip(d.bonds, exact.bonds)]
+        by_ends = {frozenset((g.a, g.b)): g.deg for g in exact.angles}
+        angles += [(g.deg - by_ends[frozenset((g.a, g.b))]) / g.sigma_deg for g in d.angles]
+    assert np.std(lengths) == pytest.approx(1.0, abs=0.2)
+    assert np.std(angles) == pytest.approx(1.0, abs=0.2)
+    assert sum(g.deg for g in exact.angles) == pytest.approx(360.0, abs=1e-6)
+
+
+def test_paper_table_of_projected_geometry(rng):
+    """Si-C3 about 150 pm and 120 deg; Si-C4 172-178 pm and 90 deg (Ziatdinov et al. 2017; planar DFT 177-179)."""
+    three = find_defects(graph_of(*observed(add_defect(graphene(fov_nm=3.0), "Si-C3", (1.5, 1.5), rng=rng), rng,
+                                            noise_pm=1.0)))[0]
+    four = find_defects(graph_of(*observed(add_defect(graphene(fov_nm=3.0), "Si-C4", (1.5, 1.5), rng=rng), rng,
+                                           noise_pm=1.0)))[0]
+    assert np.mean([b.length_pm for b in three.bonds]) == pytest.approx(150.0, abs=5.0)
+    np.testing.assert_allclose([g.deg for g in three.angles], 120.0, atol=5.0)
+    assert np.mean([b.length_pm for b in four.bonds]) == pytest.approx(176.0, abs=6.0)
+    assert len(four.angles) == 4
+    np.testing.assert_allclose([g.deg for g in four.angles], 90.0, atol=5.0)
+
+
+def test_rotor_and_centred_rotor_differ_in_their_bonds(rng):
+    three = find_defects(graph_of(*observed(add_defect(graphene(fov_nm=3.0), "Si3C6", (1.5, 1.5), rng=rng), rng)))[0]
+    four = find_defects(graph_of(*observed(add_defect(graphene(fov_nm=3.0), "Si4C6", (1.5, 1.5), rng=rng), rng)))[0]
+    silicon = {i for i, n in three.coordination.items()}
+    assert sum(b.a in silicon and b.b in silicon for b in three.bonds) == 3
+    silicon = {i for i, n in four.coordination.items()}
+    pairs = [b for b in four.bonds if b.a in silicon and b.b in silicon]
+    assert len(pairs) == 3
+    assert all(b.length_pm < 175 for b in pairs)
+
+
+def test_coordination_is_a_probability_and_ambiguity_is_listed():
+    rng = np.random.default_rng(8)
+    doubtful = 0
+    for _ in range(30):
+        specimen = add_defect(graphene(fov_nm=3.0), "Si-C3+V", (1.5, 1.5), rng=rng)
+        sites, shape = observed(specimen, rng, noise_pm=16.0)
+        for d in find_defects(graph_of(sites, shape)):
+            for chances in d.coordination.values():
+                assert sum(chances.values()) == pytest.approx(1.0, abs=0.02)
+            for _, chance in d.alternatives:
+                assert d.probability >= chance >= d.probability / 3.01
+            doubtful += bool(d.alternatives)
+    assert doubtful >= 3
+
+
+def test_an_overlooked_carbon_makes_no_vacancy_complex(rng):
+    """A missed atom two bonds from a 3-fold silicon opens a ring, but does not distort the silicon."""
+    specimen = add_defect(graphene(fov_nm=3.0), "Si-C3", (1.5, 1.5), rng=rng)
+    sites, shape = observed(specimen, rng, noise_pm=4.0)
+    graph = graph_of(sites, shape)
+    silicon = int(np.flatnonzero(graph.foreign)[0])
+    second = graph.neighbours[graph.neighbours[silicon][0]]
+    lost = next(i for i in second if i != silicon)
+    keep = np.arange(len(sites)) != lost
+    names = names_of(sites.select(keep), shape)
+    assert "Si-C3" in names
+    assert "Si-C3+V" not in names
+
+
+def test_a_hole_the_network_does_not_see_is_less_probable(rng):
+    specimen = add_defect(graphene(fov_nm=3.0), "SV", (1.5, 1.5), rng=rng)
+    sites, shape = observed(specimen, rng)
+    graph = graph_of(sites, shape)
+    where = specimen.vacancies_nm / PIXEL_NM - 0.5
+    (seen,) = find_defects(graph, vacancies_px=where)
+    (unseen,) = find_defects(graph, vacancies_px=np.zeros((0, 2)))
+    assert seen.name == unseen.name == "SV"
+    assert seen.probability > 0.9 > 0.7 > unseen.probability
+
+
+def test_silicon_at_the_border_is_no_defect_by_itself(rng):
+    specimen = add_defect(graphene(fov_nm=3.0), "Si-C3", (1.5, 1.5), rng=rng)
+    sites, shape = observed(specimen, rng)
+    silicon = int(np.flatnonzero(sites.species == "Si")[0])
+    cut = sites.y_px > sites.y_px[silicon] - 10
+    part = sites.select(cut)
+    part = part.replace(y_px=part.y_px - part.y_px.min())
+    assert names_of(part, shape) == []
+
+
+def test_grain_boundary_is_one_defect_with_its_misorientation():
+    from stemdl_core.rings import misorientation_deg
+    from stemdl_core.simulate.grain_boundary import boundary_sheet
+    from stemdl_core.simulate.structures import _specimen
+
+    rng = np.random.default_rng(2)
+    for variant in (0, 3):
+        specimen = _specimen(boundary_sheet((5.0, 5.0), 0.5, rng, variant=variant), 5.0)
+        sites, shape = observed(specimen, rng, noise_pm=6.0)
+        graph = graph_of(sites, shape)
+        (found,) = find_defects(graph)
+        assert found.name == "GB(5-7)"
+        truth = specimen.defects[0]
+        overlap = len(set(found.site_ids)) / len(truth.site_ids)
+        assert 0.85 < overlap < 1.2
+        assert misorientation_deg(graph, found.site_ids) == pytest.approx(min(truth.angle_deg, 60 - truth.angle_deg), abs=2.0)
+
+
+def test_light_atoms_by_contrast_only_when_clear(rng):
+    specimen = add_defect(graphene(fov_nm=4.0), "N-C3", (2.0, 2.0), rng=rng)
+    for noise, expected in ((0.03, ["N-C3"]), (0.15, [])):
+        sites, shape = observed(specimen, rng, intensity_noise=noise)
+        carbon = sites.replace(species=np.full(len(sites), "C"))
+        assert names_of(carbon, shape) == expected
+    false = 0
+    for k in range(10):
+        sites, shape = observed(graphene(fov_nm=4.0, rotation_deg=3.0 * k), rng, intensity_noise=0.06)
+        false += len(find_defects(graph_of(sites, shape)))
+    assert false == 0
+
+
+def test_distortion_of_the_scan_is_corrected_before_lengths_are_taken(rng):
+    specimen = add_defect(graphene(fov_nm=3.0), "Si-C4", (1.5, 1.5), rng=rng)
+    sites, shape = observed(specimen, rng, noise_pm=2.0)
+    stretch = np.array([[1.06, 0.03], [0.0, 1 / 1.06]])
+    yx = sites.yx_px @ np.linalg.inv(stretch).T
+    size = PixelSize(PIXEL_NM, "lattice", None, tuple(map(tuple, stretch)))
+    graph = build_graph(sites.replace(y_px=yx[:, 0], x_px=yx[:, 1]), material=get_material("graphene"), pixel_size=size,
+                        shape=(400, 400))
+    found = [d for d in find_defects(graph) if d.name == "Si-C4"]
+    assert len(found) == 1
+    np.testing.assert_allclose([b.length_pm for b in found[0].bonds], 177.0, atol=10.0)
