@@ -67,7 +67,7 @@ def image_with(*bright: tuple[int, int], size: int = 64) -> np.ndarray:
     return image
 
 
-def wait_for(condition: Callable[[], object], document_controller: Any, *, seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], document_controller: Any, *, seconds: float = 90.0) -> None:
     """Let Swift's event loop run until something is true."""
     end = time.perf_counter() + seconds
     while not condition():
@@ -126,3 +126,37 @@ def press(dc):
 def done(dc):
     """Whether the table of the only annotation has a result."""
     return lambda: not annotation(dc.document_model)[1].metadata["stemdl"].get("pending")
+
+
+def lattice_stand_in(frame: Frame, **_: Any) -> FrameAnalysis:
+    """As `stand_in`, in a perfect sheet of graphene around the middle, which tracking needs for its drift."""
+    pixel_size = frame.pixel_size or PixelSize(0.02, "lattice")
+    side = 0.246 / pixel_size.nm
+    first, second = np.array([0.0, side]), np.array([side * 3**0.5 / 2, side / 2])
+    count = int(max(frame.shape) / side) + 2
+    i, j = (g.ravel()[:, None] for g in np.meshgrid(*[np.arange(-count, count + 1)] * 2))
+    cell = i * first + j * second + np.array(frame.shape) / 2
+    yx = np.concatenate([cell, cell + (first + second) / 3])
+    yx = yx[((yx >= 0) & (yx <= np.array(frame.shape) - 1)).all(axis=1)]
+    species = np.full(len(yx), "C", dtype="U4")
+    distance = np.hypot(*(yx[:, None] - yx[None]).transpose(2, 0, 1))
+    a, b = np.nonzero(np.triu((distance > 0) & (distance < 0.16 / pixel_size.nm)))
+    defects = []
+    for k, bright in enumerate(np.argwhere(frame.image > BRIGHT)):
+        site = int(np.hypot(*(yx - bright).T).argmin())
+        species[site] = "Si"
+        near = [
+            int(n) for n in np.flatnonzero((distance[site] > 0) & (distance[site] < 0.16 / pixel_size.nm))
+        ]
+        geometry = tuple(DefectBond(site, n, 1e3 * pixel_size.nm * distance[site, n], 5.0) for n in near)
+        center = (float(yx[site, 0]), float(yx[site, 1]))
+        defects.append(Defect(k, "Si-C3", {"Si": 1, "C": len(near)}, (site, *near), center, bonds=geometry))
+    length = 1e3 * pixel_size.nm * distance[a, b]
+    sites = Sites.from_columns(
+        y_px=yx[:, 0], x_px=yx[:, 1], species=species, sigma_pm=np.full(len(yx), 5.0),
+        edge=(np.minimum(yx, np.array(frame.shape) - 1 - yx) < side).any(axis=1),
+    )  # fmt: skip
+    return FrameAnalysis(
+        "stand-in", "graphene", frame.shape, pixel_size, sites, Bonds(a, b, length, np.full(len(a), 5.0)),
+        Defects(tuple(defects)), {6: 12}, frame=frame.index, time_s=frame.time_s,
+    )  # fmt: skip

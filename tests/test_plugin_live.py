@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import unittest
@@ -275,7 +276,7 @@ def test_live_on_the_simulated_microscope():
             select(dc, item)
             press(dc)
             running = live.find(item)
-            wait_for(lambda: running.status.analysed >= 3, dc, seconds=60)
+            wait_for(lambda: running.status.analysed >= 3, dc)
         finally:
             scan.abort_playing(sync_timeout=10)
         known = computations.find(dc.document_model, item)
@@ -382,3 +383,42 @@ def test_stored_images_are_not_live():
         item = add_image(dc, image_with(), metadata={"hardware_source": {"hardware_source_id": "x"}})
         assert live.hardware_source_of(item) is None
         assert live.hardware_source_of(None) is None
+
+
+def rss_mb() -> float:
+    """Memory of this process [MB]."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/statm"), reason="memory is read from /proc, which only Linux has"
+)
+def test_soak(scan, monkeypatch):
+    """Many frames with many atoms: nothing grows, and the main thread's steps stay short."""
+    frames = [image_with(*[(12 + 24 * i, 14 + 96 * j + k) for i in range(20) for j in range(5)], size=512)
+              for k in range(3)]  # fmt: skip
+    with swift() as dc:
+        item = live_image(dc)
+        press(dc)
+        running = live.find(item)
+        memory, steps = [], []
+        for index in range(60):
+            scan.finish(frames[index % 3], index)
+            while running.status.analysed <= index:
+                start = time.thread_time()
+                dc.periodic()
+                steps.append(time.thread_time() - start)
+                time.sleep(0.002)
+            if index % 15 == 14:
+                memory.append(rss_mb())
+        known = computations.find(dc.document_model, item)
+        assert known.table.metadata["stemdl"]["atoms"] == 400
+        assert len(dc.document_model.get_display_item_for_data_item(item).graphics) == computations.MOST_MARKS
+        assert len(dc.document_model.data_items) == 3
+        assert running.status.dropped == 0
+        assert memory[-1] - memory[0] < 30
+        # The first step makes the marks; each later one moves them.
+        assert np.percentile(steps, 99) < 0.1, f"{max(steps):.3f} s"
+        live.stop_all()

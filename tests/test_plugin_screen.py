@@ -93,8 +93,10 @@ def start(folder: Path, display: str, *, script: str) -> dict[str, Any]:
     for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
         env.pop(name, None)
     with open(folder / "output.txt", "w+") as output:
-        program = subprocess.Popen([str(launcher()), "--app", "screen_app"], env=env, cwd=folder, stdout=output,
-                                   stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        command = [str(launcher()), "--app", "screen_app"]
+        program = subprocess.Popen(
+            command, env=env, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             deadline = time.monotonic() + PATIENCE_S
             while program.poll() is None and time.monotonic() < deadline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 
-from . import actions, computations, live, panel
+from . import actions, computations, live, panel, tracking
 
 
 class StemdlExtension:
@@ -26,6 +26,7 @@ class StemdlExtension:
     def close(self) -> None:
         """Called when Swift unloads its plug-ins."""
         live.stop_all()
+        tracking.stop_all()
         if self.__app is not None:
             self.__app.unregister_menu_handler(actions.build_menu)
             self.__app = None

@@ -10,7 +10,7 @@ from nion.swift import Undo
 from nion.swift.model import Notification
 from nion.ui import Window
 
-from . import adapters, computations, live
+from . import adapters, computations, live, tracking
 
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
@@ -20,6 +20,7 @@ if typing.TYPE_CHECKING:
 _ = gettext.gettext
 
 ANNOTATE_ID = "stemdl.annotate"
+TRACK_ID = "stemdl.track"
 #: Free in Nion Swift and its instrument panels.
 ANNOTATE_KEYS = "Ctrl+Shift+A"
 _MODEL_SETTING = "stemdl/model"
@@ -87,9 +88,17 @@ class AnnotateCommand(Undo.UndoableCommand):
     def _undo(self) -> None:
         workspace = self.__document_controller.workspace_controller
         self.__new_layout = workspace.deconstruct() if workspace else None
-        # The overlay, the computation and the marks go with the table.
+        document_model = self.__document_model
         for table in reversed(self.tables):
-            self.__logs.append(self.__document_model.remove_data_item_with_log(table, safe=True))
+            known = computations.find(document_model, table)
+            if known is not None and known.computation is not None:
+                # Overlay, table and marks go with the computation. The other way round would have to wait
+                # until the computation has ended, which newer versions of Swift do without a record for the
+                # redo.
+                log = document_model.remove_computation_with_log(known.computation, safe=True)
+            else:
+                log = document_model.remove_data_item_with_log(table, safe=True)
+            self.__logs.append(log)
         if workspace and self.__old_layout is not None:
             workspace.reconstruct(self.__old_layout)
 
@@ -236,6 +245,28 @@ def annotate(
         document_controller.push_undo_command(command)
 
 
+def track(
+    document_controller: DocumentController.DocumentController, display_item: DisplayItem.DisplayItem | None
+) -> tracking.MovieRun | None:
+    """Follow the defects through a stored movie. One line is shown where that cannot be done."""
+    from stemdl_core.errors import StemdlError
+
+    data_item = display_item.data_item if display_item else None
+    try:
+        xdata = data_item.xdata if data_item else None
+        adapters.check_selection(xdata)
+        if data_item is None or display_item is None or xdata is None or not adapters.is_movie(xdata):
+            raise StemdlError(_("select a movie: a sequence of images"))
+        if tracking.find(data_item) is not None:
+            raise StemdlError(_("this movie is being tracked already"))
+        return tracking.MovieRun(
+            document_controller, display_item, computations.Options(model=chosen_model(document_controller))
+        )
+    except StemdlError as error:
+        notify(_("Nothing was created"), str(error))
+    return None
+
+
 def _again(
     document_controller: DocumentController.DocumentController,
     known: computations.Annotation,
@@ -321,7 +352,18 @@ class AnnotateAction(Window.Action):
         return Window.ActionResult(Window.ActionStatus.FINISHED)
 
 
-_ACTIONS = (AnnotateAction,)
+class TrackAction(Window.Action):
+    """Follow the defects through the selected movie."""
+
+    action_id = TRACK_ID
+    action_name = _("Track Defects through the Movie")
+
+    def execute(self, context: Window.ActionContext) -> Window.ActionResult:
+        track(typing.cast(typing.Any, context).window, typing.cast(typing.Any, context).display_item)
+        return Window.ActionResult(Window.ActionStatus.FINISHED)
+
+
+_ACTIONS = (AnnotateAction, TrackAction)
 
 
 def register() -> None:

@@ -316,8 +316,10 @@ def find(
                 return Annotation(source, overlay, table, computation)
     for overlay in document_model.data_items:
         table = overlay.source
-        known = adapters.METADATA_KEY in overlay.metadata and table is not None and table.source is not None
-        if known and data_item in (overlay, table, table.source):
+        if adapters.METADATA_KEY not in overlay.metadata or table is None or table.source is None:
+            continue
+        atoms = "atoms" in table.metadata.get(adapters.METADATA_KEY, {})
+        if atoms and data_item in (overlay, table, table.source):
             return Annotation(table.source, overlay, table)
     return None
 

@@ -10,6 +10,7 @@ import numpy
 
 if typing.TYPE_CHECKING:
     from stemdl_core.analysis import FrameAnalysis
+    from stemdl_core.trajectories import Tracks
 
 #: Small images are enlarged until their longer side has this many pixels, so that marks and names are
 #: legible.
@@ -40,6 +41,9 @@ _OTHER_RGB = (255, 255, 255)
 _DEFECT_RGB = (255, 221, 87)
 _UNKNOWN_RGB = (255, 138, 196)
 _BOND_RGB = (225, 235, 245)
+#: Okabe & Ito's palette without black: apart for colour-blind eyes.
+_TRACK_RGB = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167),
+              (90, 140, 255))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -238,10 +242,12 @@ class _Canvas:
         square = numpy.full((len(y), x.shape[1]), numpy.inf, dtype=numpy.float32)
         for my, mx in members.astype(numpy.float32):
             numpy.minimum(square, (y - my) ** 2 + (x - mx) ** 2, out=square)
-        # A ring of atoms leaves a hole in the union of its discs: only the outer line is wanted.
-        outside = ~binary_fill_holes(square <= radius**2)
-        near_outside = binary_dilation(outside, iterations=math.ceil(half_width) + 2)
-        distance = numpy.where(near_outside, numpy.abs(numpy.sqrt(square) - radius), numpy.inf)
+        distance = numpy.abs(numpy.sqrt(square) - radius)
+        if len(members) > 4:
+            # A ring of atoms leaves a hole in the union of its discs: only the outer line is wanted.
+            outside = ~binary_fill_holes(square <= radius**2)
+            near_outside = binary_dilation(outside, iterations=math.ceil(half_width) + 2)
+            distance = numpy.where(near_outside, distance, numpy.inf)
         self._mix(top, left, numpy.clip(half_width + 1.5 - distance, 0, 1) * 0.5, (10, 14, 20))
         self._mix(top, left, numpy.clip(half_width + 0.5 - distance, 0, 1), rgb)
 
@@ -312,3 +318,56 @@ class _Canvas:
 
 def _colour(rgb: tuple[int, int, int]) -> numpy.ndarray:
     return numpy.array(rgb[::-1], dtype=numpy.float32)
+
+
+def trajectories(image: numpy.ndarray, tracks: Tracks) -> numpy.ndarray:
+    """The first frame of a movie with the path of every defect.
+
+    Returns
+    -------
+    (h, w, 3) uint8 ndarray
+        In the order blue, green, red.
+    """
+    zoom = zoom_for(image.shape)
+    canvas = _Canvas(background(image, zoom))
+    labels = []
+    for number in tracks.ids.tolist():
+        rows = tracks.track_id == number
+        yx = (numpy.stack([tracks.y_px[rows], tracks.x_px[rows]], axis=1) + 0.5) * zoom - 0.5
+        rgb = _TRACK_RGB[number % len(_TRACK_RGB)]
+        canvas.lines(yx[:-1], yx[1:], 1.0, rgb, 0.9)
+        canvas.discs(yx[-1:], 6.0, rgb)
+        labels.append((str(tracks.name[rows][-1]), float(yx[-1, 0]) - 10.0, float(yx[-1, 1])))
+    canvas.texts(labels, 22, _DEFECT_RGB)
+    return canvas.bgr
+
+
+def timeline(tracks: Tracks, *, band_px: int = 26, least_width_px: int = 480) -> numpy.ndarray:
+    """One band a track: time runs to the right, the colour is the type of the defect at that time.
+
+    Returns
+    -------
+    (h, w, 3) uint8 ndarray
+        In the order blue, green, red; the longest tracks come first, at most 40.
+    """
+    numbers, lengths = numpy.unique(tracks.track_id, return_counts=True)
+    chosen = numbers[numpy.argsort(-lengths, kind="stable")][:40]
+    frames = max(int(tracks.frames), 1)
+    step = max(1, math.ceil(least_width_px / frames))
+    margin = 170
+    canvas = _Canvas(
+        numpy.full((band_px * max(len(chosen), 1) + 8, margin + frames * step + 8), 24, numpy.uint8)
+    )
+    names = sorted(set(tracks.name.tolist()))
+    labels = []
+    for band, number in enumerate(chosen.tolist()):
+        rows = tracks.track_id == number
+        top = band * band_px + 6
+        for frame, name in zip(tracks.frame[rows].tolist(), tracks.name[rows].tolist()):
+            left = margin + frame * step
+            rgb = _UNKNOWN_RGB if name == "unknown" else _TRACK_RGB[names.index(name) % len(_TRACK_RGB)]
+            canvas.bgr[top : top + band_px - 6, left : left + step] = _colour(rgb)
+        last = str(tracks.name[rows][-1])
+        labels.append((f"{number}  {last}", top + 16.0, margin / 2))
+    canvas.texts(labels, 15, (235, 235, 235))
+    return canvas.bgr

@@ -10,7 +10,7 @@ from nion.swift import Panel, Workspace
 from nion.ui import Declarative
 from nion.utils import Model
 
-from . import actions, adapters, computations, live
+from . import actions, adapters, computations, live, tracking
 
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
@@ -98,6 +98,9 @@ class PanelHandler(Declarative.Handler):
         self.__document_controller = document_controller
         self.__known: computations.Annotation | None = None
         self.__running: live.LiveAnnotation | None = None
+        self.__run: tracking.MovieRun | None = None
+        self.__run_listener: typing.Any = None
+        self.__tracks: DataItem.DataItem | None = None
         self.__result_listeners: list[typing.Any] = []
         self.__metadata: typing.Mapping[str, typing.Any] = {}
         self.__showing = False
@@ -114,6 +117,11 @@ class PanelHandler(Declarative.Handler):
         self.defects = Model.PropertyModel[list[str]]([])
         self.defect_index = Model.PropertyModel[int](None)
         self.detail = Model.PropertyModel[str]("")
+        self.is_movie = Model.PropertyModel[bool](False)
+        self.track_label = Model.PropertyModel[str](_("Track"))
+        self.track_state = Model.PropertyModel[str]("")
+        self.events = Model.PropertyModel[list[str]]([])
+        self.event_index = Model.PropertyModel[int](None)
         self.is_live = Model.PropertyModel[bool](False)
         self.live_label = Model.PropertyModel[str](_("Go live"))
         self.has_result = Model.PropertyModel[bool](False)
@@ -122,6 +130,7 @@ class PanelHandler(Declarative.Handler):
 
         self.model_index.on_value_changed = self.__model_chosen
         self.defect_index.on_value_changed = self.__defect_chosen
+        self.event_index.on_value_changed = self.__event_chosen
         for name, model in self.drawn.items():
             model.on_value_changed = self.__drawing_chosen(name)
 
@@ -137,8 +146,10 @@ class PanelHandler(Declarative.Handler):
     def close(self) -> None:
         for listener in (*self.__listeners, *self.__result_listeners):
             listener.close()
-        self.__listeners, self.__result_listeners = [], []
-        self.__known = self.__running = None
+        if self.__run_listener:
+            self.__run_listener.close()
+        self.__listeners, self.__result_listeners, self.__run_listener = [], [], None
+        self.__known = self.__running = self.__run = self.__tracks = None
         self.__document_controller = typing.cast(typing.Any, None)
         super().close()
 
@@ -156,7 +167,7 @@ class PanelHandler(Declarative.Handler):
             )
             for name, label in _DRAWN
         ]
-        return u.create_column(
+        column = u.create_column(
             u.create_row(
                 u.create_label(text=_("Model")),
                 u.create_combo_box(
@@ -195,10 +206,29 @@ class PanelHandler(Declarative.Handler):
                 min_width=_WIDTH,
             ),
             line("@binding(detail.value)"),
+            u.create_row(
+                u.create_push_button(
+                    text="@binding(track_label.value)",
+                    on_clicked="track_clicked",
+                    enabled="@binding(is_movie.value)",
+                    width=140,
+                    tool_tip=_("Follow the defects through the selected movie"),
+                ),
+                u.create_stretch(),
+                spacing=8,
+            ),
+            line("@binding(track_state.value)"),
+            u.create_list_box(
+                items_ref="@binding(events.value)",
+                current_index="@binding(event_index.value)",
+                height=90,
+                min_width=_WIDTH,
+            ),
             u.create_stretch(),
             spacing=6,
             margin=8,
         )
+        return u.create_scroll_area(column)
 
     def annotate_clicked(self, widget: Declarative.UIWidget) -> None:
         """The button does what the menu does."""
@@ -236,6 +266,55 @@ class PanelHandler(Declarative.Handler):
             self.annotate_clicked(widget)
         self.__focus_changed(self.__document_controller.focused_display_item)
 
+    def track_clicked(self, widget: Declarative.UIWidget) -> None:
+        """Begin to follow the movie, or stop."""
+        run = tracking.find(self.__focused())
+        if run is not None:
+            run.cancel()
+        else:
+            self.__watch(
+                actions.track(self.__document_controller, self.__document_controller.focused_display_item)
+            )
+        self.__show_tracking()
+
+    def __watch(self, run: tracking.MovieRun | None) -> None:
+        if run is not self.__run and run is not None:
+            if self.__run_listener:
+                self.__run_listener.close()
+            self.__run = run
+            self.__run_listener = run.progress_changed_event.listen(self.__show_tracking)
+
+    def __show_tracking(self) -> None:
+        data_item = self.__focused()
+        document_model = self.__document_controller.document_model
+        self.__watch(tracking.find(data_item))
+        run = self.__run if self.__run and self.__run.source is data_item else None
+        busy = run is not None and run.progress.state == "running"
+        xdata = data_item.xdata if data_item and not busy else None
+        self.is_movie.value = busy or (
+            xdata is not None and adapters.is_movie(xdata) and not xdata.is_data_rgb_type
+        )
+        self.track_label.value = _("Cancel") if busy else _("Track")
+        self.__tracks = tracking.find_table(document_model, data_item)
+        known = self.__tracks.metadata[adapters.METADATA_KEY] if self.__tracks else {}
+        if run is not None and run.progress.state != "finished":
+            self.track_state.value = str(run.progress)
+        elif known:
+            self.track_state.value = _("{} tracks, {} events in {} frames").format(
+                known["tracks"], len(known["events"]), known["frames"]
+            )
+        else:
+            self.track_state.value = ""
+        lines = [tracking.event_line(event) for event in known.get("events", ())]
+        if lines != self.events.value:
+            self.event_index.value = None
+            self.events.value = lines
+
+    def __event_chosen(self, index: int | None) -> None:
+        events = self.__tracks.metadata[adapters.METADATA_KEY]["events"] if self.__tracks else []
+        if index is not None and self.__tracks and 0 <= index < len(events):
+            tracking.show_frame(self.__tracks.source, events[index]["frame"])
+
     def __set_parameter(self, name: str, value: typing.Any) -> None:
         if self.__known:
             actions.set_parameter(self.__document_controller, self.__known, name, value)
@@ -249,6 +328,7 @@ class PanelHandler(Declarative.Handler):
         known = computations.find(self.__document_controller.document_model, data_item)
         self.is_live.value = live.hardware_source_of(known.source if known else data_item) is not None
         self.__follow(known)
+        self.__show_tracking()
 
     def __item_inserted(self, key: str, value: typing.Any, index: int) -> None:
         if key in ("computations", "data_items"):
@@ -257,6 +337,10 @@ class PanelHandler(Declarative.Handler):
     def __item_removed(self, key: str, value: typing.Any, index: int) -> None:
         if self.__known and value in (self.__known.computation, self.__known.table):
             self.__follow(None)
+        if value is self.__tracks and value is not None:
+            self.__tracks = None
+            self.events.value = []
+            self.track_state.value = ""
 
     def __follow(self, known: computations.Annotation | None) -> None:
         running = live.find(known.table) if known else None

@@ -98,7 +98,7 @@ async def annotate_undo_redo(window: Any, report: dict[str, Any]) -> None:
     report["metadata"] = dict(table.metadata["stemdl"])
     report["overlay_shape"] = overlay.data.shape
     report["marks"] = [mark.label for mark in display_item.graphics]
-    await asyncio.sleep(3)
+    await asyncio.sleep(8)  # Swift draws on threads of its own
     await picture("annotated.png")
     window.handle_undo()
     await asyncio.sleep(1)

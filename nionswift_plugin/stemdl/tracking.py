@@ -1,0 +1,375 @@
+"""Follows the defects through a stored movie: trajectories, a timeline, events, with progress and cancel."""
+
+from __future__ import annotations
+
+import gettext
+import threading
+import typing
+from dataclasses import dataclass
+
+import numpy
+from nion.data import Calibration, DataAndMetadata
+from nion.swift import Undo
+from nion.swift.model import DataItem
+from nion.utils import Event
+
+from . import adapters, computations
+
+if typing.TYPE_CHECKING:
+    from nion.swift import DocumentController
+    from nion.swift.model import Changes, DisplayItem
+
+    from stemdl_core.trajectories import Tracks
+
+_ = gettext.gettext
+
+#: Columns of the trajectories table, each with its unit; ``name`` counts in the metadata's ``names``.
+COLUMNS = (("frame", ""), ("time_s", "s"), ("track_id", ""), ("name", ""), ("y_px", "px"), ("x_px", "px"),
+           ("y_nm", "nm"), ("x_nm", "nm"), ("orientation_deg", "deg"))  # fmt: skip
+#: Swift copies metadata often; the table of all events is exported, not stored there.
+_MOST_EVENTS = 500
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a movie has been followed.
+
+    Parameters
+    ----------
+    done, total : int
+        Frames.
+    faults : int
+        Frames that could not be used.
+    state : {'running', 'finished', 'cancelled', 'failed'}
+    message : str
+        One line where it failed.
+    """
+
+    done: int
+    total: int
+    faults: int = 0
+    state: str = "running"
+    message: str = ""
+
+    def __str__(self) -> str:
+        if self.state == "failed":
+            return self.message
+        if self.state == "cancelled":
+            return _("Tracking was cancelled.")
+        if self.state == "finished":
+            return _("Tracked {} frames").format(self.total) + self.__left_out
+        return _("Tracking: frame {} of {}").format(self.done, self.total) + self.__left_out
+
+    @property
+    def __left_out(self) -> str:
+        return _(", {} left out").format(self.faults) if self.faults else ""
+
+
+class MovieRun:
+    """One movie on its way through the analysis, on a thread of its own.
+
+    Parameters
+    ----------
+    document_controller
+        The window that shows the results.
+    display_item : DisplayItem
+        The movie.
+    options : Options
+        Model and dopant.
+    """
+
+    def __init__(
+        self,
+        document_controller: DocumentController.DocumentController,
+        display_item: DisplayItem.DisplayItem,
+        options: computations.Options,
+    ) -> None:
+        source = display_item.data_item
+        assert source is not None
+        self.source = source
+        self.options = options
+        #: Fired on the main thread.
+        self.progress_changed_event = Event.Event()
+        self.__document_controller = document_controller
+        self.__display_item = display_item
+        xdata = source.xdata
+        assert xdata is not None
+        self.__xdata = xdata
+        self.progress = Progress(0, xdata.data_shape[0])
+        self.__event_loop = document_controller.event_loop
+        self.__cancelled = threading.Event()
+        self.__listeners = [
+            source.about_to_be_removed_event.listen(self.cancel),
+            source.about_to_close_event.listen(self.cancel),
+        ]
+        _running.append(self)
+        self.__thread = threading.Thread(target=self.__work, name="stemdl-track", daemon=True)
+        self.__thread.start()
+
+    def cancel(self) -> None:
+        """Stop after the frame that is in work; nothing is created."""
+        self.__cancelled.set()
+
+    def join(self, timeout_s: float = 10.0) -> None:
+        """Wait until the thread has ended; for programs that end."""
+        self.__thread.join(timeout_s)
+
+    def __work(self) -> None:
+        from stemdl_core.errors import StemdlError
+
+        try:
+            results = self.__follow()
+        except StemdlError as error:
+            self.__tell(Progress(self.progress.done, self.progress.total, 0, "failed", str(error)), None)
+        except Exception as error:
+            text = _("Tracking failed: {}").format(error)
+            self.__tell(Progress(self.progress.done, self.progress.total, 0, "failed", text), None)
+        else:
+            if results is None:
+                self.__tell(Progress(self.progress.done, self.progress.total, 0, "cancelled"), None)
+            else:
+                total = self.progress.total
+                self.__tell(Progress(total, total, len(results.tracks.faults), "finished"), results)
+
+    def __follow(self) -> Results | None:
+        from stemdl_core.errors import StemdlError
+        from stemdl_core.track import Tracker
+
+        tracker = Tracker()
+        faults, total, first_fault, picture = 0, self.progress.total, "", None
+        for index in range(total):
+            if self.__cancelled.is_set():
+                return None
+            try:
+                frame = adapters.frame_of(self.__xdata, index=index, source=self.source.title)
+                analysis = computations.analyze(frame, model=self.options.model, dopant=self.options.dopant)
+                tracker.update(analysis)
+                picture = frame.image if picture is None else picture
+            except StemdlError as error:
+                tracker.skip(index, str(error))
+                faults, first_fault = faults + 1, first_fault or str(error)
+            self.__tell(Progress(index + 1, total, faults), None)
+        if picture is None:
+            raise StemdlError(_("no frame of the movie can be used: {}").format(first_fault))
+        return results(tracker.tracks(), picture, self.__xdata, self.options.model)
+
+    def __tell(self, progress: Progress, results: Results | None) -> None:
+        try:
+            self.__event_loop.call_soon_threadsafe(self.__publish, progress, results)
+        except RuntimeError:  # the window has closed meanwhile
+            self.__end()
+
+    def __publish(self, progress: Progress, results: Results | None) -> None:
+        if self.__cancelled.is_set():
+            results = None
+            if progress.state == "finished":
+                progress = Progress(progress.done, progress.total, progress.faults, "cancelled")
+        self.progress = progress
+        if progress.state != "running":
+            self.__end()
+        if results is not None:
+            command = TrackCommand(self.__document_controller, self.__display_item, results)
+            command.perform()
+            self.__document_controller.push_undo_command(command)
+        if progress.state == "failed":
+            from . import actions
+
+            actions.notify(_("Nothing was created"), progress.message)
+        self.progress_changed_event.fire()
+
+    def __end(self) -> None:
+        if self in _running:
+            _running.remove(self)
+        for listener in self.__listeners:
+            listener.close()
+        self.__listeners = []
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a movie gave, ready for data items."""
+
+    tracks: Tracks
+    overlay: DataAndMetadata.DataAndMetadata
+    table: DataAndMetadata.DataAndMetadata
+    timeline: DataAndMetadata.DataAndMetadata
+
+
+def results(
+    tracks: Tracks, image: numpy.ndarray, xdata: DataAndMetadata.DataAndMetadata, model: str
+) -> Results:
+    """Pictures and table of a tracked movie. On a worker thread."""
+    from . import overlay
+
+    names = sorted(set(tracks.name.tolist()))
+    columns = [tracks.frame, tracks.time_s, tracks.track_id, [names.index(n) for n in tracks.name.tolist()],
+               tracks.y_px, tracks.x_px, tracks.y_nm, tracks.x_nm, tracks.orientation_deg]  # fmt: skip
+    table = numpy.stack([numpy.asarray(c, dtype=float) for c in columns], axis=1)
+    rows = len(table)
+    if not rows:
+        table = numpy.full((1, len(COLUMNS)), numpy.nan)
+    metadata = {
+        "schema": adapters.SCHEMA,
+        "tracks": len(tracks.ids),
+        "rows": rows,
+        "frames": int(tracks.frames),
+        "model": model,
+        "columns": [name for name, _unit in COLUMNS],
+        "units": [unit for _name, unit in COLUMNS],
+        "names": names,
+        "faults": [[int(frame), reason] for frame, reason in tracks.faults][:_MOST_EVENTS],
+        "events": [
+            {
+                "frame": int(e.frame), "kind": e.kind, "track_ids": [int(i) for i in e.track_ids],
+                "from": e.before, "to": e.after, "angle_deg": _finite(e.angle_deg),
+            }
+            for e in list(tracks.events)[:_MOST_EVENTS]
+        ],
+    }  # fmt: skip
+    key = adapters.METADATA_KEY
+    calibrations = list(xdata.dimensional_calibrations[-2:])
+    zoom = overlay.zoom_for(image.shape)
+    scaled = [Calibration.Calibration(c.offset, c.scale / zoom, c.units) for c in calibrations]
+    return Results(
+        tracks,
+        DataAndMetadata.new_data_and_metadata(
+            overlay.trajectories(image, tracks),
+            dimensional_calibrations=scaled,
+            metadata={key: {"overlay": 1}},
+        ),
+        DataAndMetadata.new_data_and_metadata(table, metadata={key: metadata}),
+        DataAndMetadata.new_data_and_metadata(overlay.timeline(tracks), metadata={key: {"overlay": 1}}),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return round(float(value), 2) if numpy.isfinite(value) else None
+
+
+def event_line(event: typing.Mapping[str, typing.Any]) -> str:
+    """One event in one line."""
+    names = dict.fromkeys(name for name in (event["from"], event["to"]) if name)
+    line = f"{event['frame']}   {event['kind']}   " + " \N{RIGHTWARDS ARROW} ".join(names)
+    if event.get("angle_deg") is not None:
+        line += f"   {event['angle_deg']:.0f}\N{DEGREE SIGN}"
+    return line
+
+
+class TrackCommand(Undo.UndoableCommand):
+    """Adds trajectories, timeline and table of a movie; undo takes all back, redo restores it."""
+
+    def __init__(
+        self,
+        document_controller: DocumentController.DocumentController,
+        display_item: DisplayItem.DisplayItem,
+        results: Results,
+    ) -> None:
+        super().__init__(_("Track Defects"))
+        self.__document_controller = document_controller
+        self.__display_item: DisplayItem.DisplayItem | None = display_item
+        self.__results: Results | None = results
+        workspace = document_controller.workspace_controller
+        self.__old_layout = workspace.deconstruct() if workspace else None
+        self.__new_layout: typing.Any = None
+        self.__proxy: typing.Any = None
+        self.__log: Changes.UndeleteLog | None = None
+        self.initialize()
+
+    def close(self) -> None:
+        if self.__proxy:
+            self.__proxy.close()
+        if self.__log:
+            self.__log.close()
+        self.__proxy = self.__log = self.__results = self.__display_item = None
+        self.__document_controller = typing.cast(typing.Any, None)
+        super().close()
+
+    @property
+    def __document_model(self) -> typing.Any:
+        return self.__document_controller.document_model
+
+    def _perform(self) -> None:
+        from . import actions
+
+        display_item, results = self.__display_item, self.__results
+        assert display_item is not None
+        assert results is not None
+        source = display_item.data_item
+        assert source is not None
+        table = DataItem.new_data_item(results.table)
+        table.title = _("{} (Trajectories)").format(source.title)
+        table.source = source
+        self.__document_model.append_data_item(table)
+        self.__proxy = table.create_proxy()
+        # Everything else goes when the table goes, and the table when the movie goes.
+        for xdata, title in ((results.overlay, _("{} (Tracks)")), (results.timeline, _("{} (Timeline)"))):
+            item = DataItem.new_data_item(xdata)
+            item.title = title.format(source.title)
+            item.source = table
+            self.__document_model.append_data_item(item)
+            actions.show_beside(self.__document_controller, display_item, item)
+        self.__display_item = self.__results = None
+
+    def _undo(self) -> None:
+        workspace = self.__document_controller.workspace_controller
+        self.__new_layout = workspace.deconstruct() if workspace else None
+        self.__log = self.__document_model.remove_data_item_with_log(self.__proxy.item, safe=True)
+        if workspace and self.__old_layout is not None:
+            workspace.reconstruct(self.__old_layout)
+
+    def _redo(self) -> None:
+        assert self.__log is not None
+        self.__document_model.undelete_all(self.__log)
+        self.__log.close()
+        self.__log = None
+        workspace = self.__document_controller.workspace_controller
+        if workspace and self.__new_layout is not None:
+            workspace.reconstruct(self.__new_layout)
+
+    @property
+    def is_undo_valid(self) -> bool:
+        return self.__proxy is not None and self.__proxy.item is not None
+
+    @property
+    def is_redo_valid(self) -> bool:
+        return self.__log is not None
+
+    def _get_modified_state(self) -> typing.Any:
+        return self.__document_model.modified_state
+
+    def _set_modified_state(self, modified_state: typing.Any) -> None:
+        self.__document_model.modified_state = modified_state
+
+
+def find_table(document_model: typing.Any, data_item: DataItem.DataItem | None) -> DataItem.DataItem | None:
+    """The newest trajectories table that a data item is the movie, a picture or the table of."""
+    for item in reversed(document_model.data_items if data_item is not None else []):
+        known = "tracks" in item.metadata.get(adapters.METADATA_KEY, {}) and item.source is not None
+        if known and (data_item in (item, item.source) or data_item.source is item):  # type: ignore[union-attr]
+            return typing.cast(DataItem.DataItem, item)
+    return None
+
+
+def show_frame(movie: DataItem.DataItem, index: int) -> None:
+    """Let Swift display a frame of a movie."""
+    display_item = computations.display_item_of(movie)
+    channel = display_item.display_data_channel if display_item else None
+    if channel is not None and movie.is_sequence:
+        channel.sequence_index = index
+    elif channel is not None:
+        channel.collection_index = (index,)
+
+
+_running: list[MovieRun] = []
+
+
+def find(data_item: DataItem.DataItem | None) -> MovieRun | None:
+    """The run that works on a movie."""
+    return next((run for run in _running if run.source is data_item), None)
+
+
+def stop_all() -> None:
+    """End everything, when the plug-in is unloaded."""
+    for run in list(_running):
+        run.cancel()
+        run.join()
