@@ -12,7 +12,7 @@ from nion.swift import Facade
 from nion.swift.test import TestContext
 from swift_support import add_image, annotation, done, image_with, press, select, stand_in, swift, wait_for
 
-from nionswift_plugin.stemdl import actions, adapters, computations, panel
+from nionswift_plugin.stemdl import actions, adapters, computations, panel, summary
 from stemdl_core.calibration import PixelSize
 from stemdl_core.frames import Frame
 
@@ -42,18 +42,18 @@ def metadata():
 
 
 def test_counts_and_names(metadata):
-    assert panel.headline(metadata) == "6 C, 2 Si"
-    assert panel.defect_summary(metadata) == "2 Si-C3"
-    assert panel.defect_lines(metadata)[1] == "1   Si-C3   (0.20, 0.80) nm"
-    assert panel.headline({"counts": {}}) == "No atoms found"
-    assert panel.defect_summary({"defects": []}) == "No defects"
-    assert panel.alloy_summary({"alloy": {"W": [0.183, 0.021]}}) == "W 18.3 ± 2.1 %"
+    assert summary.headline(metadata) == "6 C, 2 Si"
+    assert summary.defect_summary(metadata) == "2 Si-C3"
+    assert summary.defect_lines(metadata)[1] == "1   Si-C3   (0.20, 0.80) nm"
+    assert summary.headline({"counts": {}}) == "No atoms found"
+    assert summary.defect_summary({"defects": []}) == "No defects"
+    assert summary.alloy_summary({"alloy": {"W": [0.183, 0.021]}}) == "W 18.3 ± 2.1 %"
 
 
 def test_chemistry_of_a_defect(metadata):
-    text = panel.chemistry(metadata, 0)
+    text = summary.chemistry(metadata, 0)
     assert text.split("\n")[:2] == ["Si1 C3", "Bonds (pm): 160, 160, 160"]
-    assert panel.chemistry(metadata, None) == panel.chemistry(metadata, 9) == ""
+    assert summary.chemistry(metadata, None) == summary.chemistry(metadata, 9) == ""
     unsure = {
         "defects": [
             {
@@ -65,7 +65,7 @@ def test_chemistry_of_a_defect(metadata):
             }
         ]
     }
-    assert panel.chemistry(unsure, 0).split("\n") == [
+    assert summary.chemistry(unsure, 0).split("\n") == [
         "C4   missing atoms: 2",
         "Angles (°): 120",
         "Probability of the name: 60 %",

@@ -179,8 +179,8 @@ def test_pictures_of_no_tracks_and_of_many():
     zero, unknown = np.zeros(300), np.full(300, np.nan)
     rows = {
         "frame": frame, "time_s": unknown, "track_id": track, "name": ["Si-C3"] * 300, "y_px": 2.0 * track,
-        "x_px": 3.0 * frame, "y_nm": zero, "x_nm": zero, "orientation_deg": unknown, "seen_as": ["Si-C3"] * 300,
-        "probability": zero + 1, "deviation_deg": unknown,
+        "x_px": 3.0 * frame, "y_nm": zero, "x_nm": zero, "orientation_deg": unknown,
+        "seen_as": ["Si-C3"] * 300, "probability": zero + 1, "deviation_deg": unknown,
     }  # fmt: skip
     rows = {name: list(values) for name, values in rows.items()}
     many = Tracks.from_rows(rows, frames=5)
