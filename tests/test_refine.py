@@ -1,55 +1,212 @@
-"""Joint refinement reaches the Cramer-Rao bound and knows its own errors."""
+"""Joint refinement reaches the Cramer-Rao bound, knows its own errors, and survives real detectors."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
+from column_scenes import SIGMA_NM, Scene, fit_one_by_one, laplacian_parabola, scene
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_laplace, maximum_filter
+from scipy.spatial import cKDTree
 
-from stemdl_core.refine import cramer_rao_pm, refine_sites
-from stemdl_core.refine.bound import column_profile
-
-SIGMA_NM, TAIL = 0.045, 0.2
-
-
-def honeycomb(fov_nm: float, rotation: float, a_nm: float = 0.246) -> np.ndarray:
-    """(N, 2) positions [nm] of graphene's atoms inside a square field."""
-    n = int(2 * fov_nm / a_nm) + 6
-    i, j = (v.ravel() for v in np.meshgrid(np.arange(-n, n), np.arange(-n, n)))
-    first, second = np.array([a_nm, 0.0]), np.array([a_nm / 2, a_nm * 3**0.5 / 2])
-    points = i[:, None] * first + j[:, None] * second
-    points = np.concatenate([points, points + (first + second) / 3])
-    c, s = np.cos(rotation), np.sin(rotation)
-    points = points @ np.array([[c, s], [-s, c]]) + fov_nm / 2 + 0.013
-    return points[((points > 0) & (points < fov_nm)).all(1)]
+from stemdl_core.errors import StemdlError
+from stemdl_core.refine import cramer_rao_pm, estimate_imaging, refine_sites
 
 
-def expected(y: np.ndarray, x: np.ndarray, electrons: np.ndarray, shape: tuple[int, int], sigma_px: float,
-             background: float = 0.0, tail: float = TAIL) -> np.ndarray:
-    """Expected electrons per pixel of columns with core and tail."""
-    rows, columns = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
-    mean = np.full(shape, float(background))
-    for at_y, at_x, count in zip(y, x, electrons, strict=True):
-        mean += count * column_profile(rows - at_y, columns - at_x, sigma_px, tail, 2.2)[0]
-    return mean
-
-
-def test_lattice_reaches_the_bound_at_high_dose(rng: np.random.Generator) -> None:
-    pixel_nm, dose, fov = 0.016, 1000.0, 1.6
-    points = honeycomb(fov, 0.3) / pixel_nm
-    y, x = points.T
-    size = round(fov / pixel_nm)
-    background = 0.05 * dose * pixel_nm**2 / 0.0262
-    mean = expected(y, x, np.full(len(y), dose), (size, size), SIGMA_NM / pixel_nm, background)
-    bound = cramer_rao_pm(y, x, dose, shape=mean.shape, pixel_size_nm=pixel_nm, sigma_probe_nm=SIGMA_NM,
-                          background=background, tail_fraction=TAIL)
-    inner = (np.abs(points * pixel_nm - fov / 2) < fov / 2 - 0.15).all(1)
+def refined_errors(world: Scene, rng: np.random.Generator, *, repeats: int = 3,
+                   start_pm: float = 15.0) -> tuple[np.ndarray, np.ndarray]:
+    """Errors [pm] and errors over sigma of the judged columns, (M, 2) each."""
     errors, scores = [], []
-    for _ in range(4):
-        image = (37.0 * rng.poisson(mean) - 100.0).astype(np.float32)
-        start = rng.normal(0, 15e-3 / pixel_nm, (2, len(y)))
-        found = refine_sites(image, y + start[0], x + start[1], pixel_size_nm=pixel_nm)
-        error = 1e3 * pixel_nm * np.stack([found.y_px - y, found.x_px - x], 1)[inner]
+    for _ in range(repeats):
+        found = refine_sites(world.image(rng), *world.start(rng, start_pm), pixel_size_nm=world.pixel_nm,
+                             groups=world.groups)
+        error = world.errors_pm(found.y_px, found.x_px)
         errors.append(error)
-        scores.append(error / found.sigma_pm[inner, None])
-    rms = float(np.sqrt(np.mean(np.square(errors))))
-    assert rms < 1.15 * float(np.sqrt(np.mean(bound[inner] ** 2)))
-    assert 0.85 < float(np.std(scores)) < 1.15
+        scores.append(error / found.sigma_pm[world.judged, None])
+    return np.concatenate(errors), np.concatenate(scores)
+
+
+def rms(errors: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(errors**2)))
+
+
+def test_bound_of_a_lone_column_without_background() -> None:
+    bound = cramer_rao_pm([40.0], [40.0], 400.0, shape=(81, 81), pixel_size_nm=0.01, sigma_probe_nm=0.05,
+                          free_background=False)
+    # Known width, nothing else in view: sigma / sqrt(N).
+    assert bound[0] == pytest.approx(50 / 20, rel=0.01)
+
+
+def test_bound_grows_with_neighbours_and_background() -> None:
+    kwargs = {"shape": (81, 81), "pixel_size_nm": 0.01, "sigma_probe_nm": 0.05}
+    alone = cramer_rao_pm([40.0], [40.0], 400.0, **kwargs)[0]
+    paired = cramer_rao_pm([40.0, 40.0], [40.0, 52.0], 400.0, **kwargs)[0]
+    buried = cramer_rao_pm([40.0], [40.0], 400.0, background=1.0, **kwargs)[0]
+    assert alone < 0.95 * paired
+    assert alone < 0.95 * buried
+
+
+@pytest.mark.parametrize(("kind", "repeats"),
+                         [("lattice", 2), ("isolated", 8), ("silicon", 8), ("trimer", 4)])
+@pytest.mark.parametrize(("dose", "pixel_nm"), [(10, 0.02), (100, 0.02), (1000, 0.02), (100, 0.01)])
+def test_errors_reach_the_bound_and_sigma_tells_them(kind: str, repeats: int, dose: int, pixel_nm: float,
+                                                     rng: np.random.Generator) -> None:
+    world = scene(kind, dose, pixel_nm)
+    errors, scores = refined_errors(world, rng, repeats=repeats)
+    bound = scene(kind, dose, 0.02).bound_pm()
+    # The margin above 1.2 is the scatter of a few hundred numbers, no more.
+    count = errors.size
+    assert rms(errors) < 1.2 * bound * (1 + 2 / np.sqrt(2 * count))
+    assert 0.85 - 2 / np.sqrt(2 * count) < scores.std() < 1.15 + 2 / np.sqrt(2 * count)
+    assert np.all(np.abs(errors.mean(0)) < 0.3 * bound + 3 * errors.std() / np.sqrt(count / 2))
+
+
+@pytest.mark.parametrize(("dose", "pixel_nm"), [(10, 0.02), (100, 0.01), (1000, 0.02)])
+def test_better_than_fits_one_by_one_and_than_laplacian_maxima(dose: int, pixel_nm: float,
+                                                               rng: np.random.Generator) -> None:
+    world = scene("lattice", dose, pixel_nm)
+    image, start = world.image(rng), world.start(rng, 15.0)
+    found = refine_sites(image, *start, pixel_size_nm=pixel_nm)
+    ours = rms(world.errors_pm(found.y_px, found.x_px))
+    assert ours < 0.95 * rms(world.errors_pm(*fit_one_by_one(image, *start, pixel_nm=pixel_nm)))
+    assert ours < 0.95 * rms(world.errors_pm(*laplacian_parabola(image, *start, pixel_nm=pixel_nm)))
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.floats(-3, 6), st.floats(-1e3, 1e3))
+def test_positions_do_not_depend_on_gain_and_offset(power: float, offset: float) -> None:
+    world = scene("lattice", 100, 0.02, fov_nm=1.0)
+    counts = np.random.default_rng(3).poisson(world.mean)
+    start = world.start(np.random.default_rng(4), 10.0)
+    plain = refine_sites(counts.astype(np.float64), *start, pixel_size_nm=0.02)
+    gain = 10.0**power
+    other = refine_sites(gain * (counts + offset), *start, pixel_size_nm=0.02)
+    np.testing.assert_allclose(other.y_px, plain.y_px, atol=2e-3)
+    np.testing.assert_allclose(other.sigma_pm, plain.sigma_pm, rtol=1e-2)
+    assert other.imaging is not None
+    assert plain.imaging is not None
+    assert other.imaging.gain == pytest.approx(gain * plain.imaging.gain, rel=1e-2)
+
+
+def test_imaging_finds_probe_dose_and_gain(rng: np.random.Generator) -> None:
+    world = scene("lattice", 200, 0.01)
+    found = refine_sites(world.image(rng), *world.start(rng, 15.0), pixel_size_nm=0.01)
+    imaging = estimate_imaging(world.image(rng), found, pixel_size_nm=0.01)
+    assert imaging is found.imaging
+    assert imaging is not None
+    assert imaging.sigma_nm == pytest.approx(SIGMA_NM, rel=0.04)
+    assert imaging.gain == pytest.approx(37.0, rel=0.1)
+    assert imaging.electrons_per_atom == pytest.approx(200, rel=0.2)
+    assert imaging.ellipticity < 1.08
+    assert imaging.misfit == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("sigma_nm", [0.030, 0.070])
+def test_a_wrong_first_probe_is_forgotten(sigma_nm: float, rng: np.random.Generator) -> None:
+    world = scene("lattice", 200, 0.02)
+    image, start = world.image(rng), world.start(rng, 15.0)
+    found = refine_sites(image, *start, pixel_size_nm=0.02, sigma_probe_nm=sigma_nm)
+    best = refine_sites(image, *start, pixel_size_nm=0.02)
+    assert rms(world.errors_pm(found.y_px, found.x_px)) < 1.1 * rms(world.errors_pm(best.y_px, best.x_px))
+
+
+def test_hot_pixels_and_masked_lines_cost_little(rng: np.random.Generator) -> None:
+    world = scene("lattice", 200, 0.01)
+    image, start = world.image(rng), world.start(rng, 15.0)
+    clean = refine_sites(image, *start, pixel_size_nm=0.01)
+    damaged = image.copy()
+    damaged.flat[rng.integers(0, image.size, 60)] = 20 * image.max()
+    damaged[::19] = np.nan
+    valid = np.ones(image.shape, bool)
+    valid[5::23] = False
+    damaged[~valid] = 1e9
+    found = refine_sites(damaged, *start, pixel_size_nm=0.01, valid=valid)
+    assert rms(world.errors_pm(found.y_px, found.x_px)) < 1.25 * rms(world.errors_pm(clean.y_px, clean.x_px))
+
+
+def test_brightness_tells_silicon_from_carbon(rng: np.random.Generator) -> None:
+    world = scene("silicon", 100, 0.02)
+    found = refine_sites(world.image(rng), *world.start(rng, 10.0), pixel_size_nm=0.02)
+    relative = found.amplitude / np.median(found.amplitude)
+    silicon = world.groups == "Si"
+    inner = (np.abs(world.points_nm - 0.9) < 0.7).all(1)
+    assert relative[silicon][0] == pytest.approx(4.0, rel=0.2)
+    assert relative[~silicon & inner].max() < 2
+    carbon = ~silicon & inner
+    scores = (relative[carbon] - 1) / (found.amplitude_sigma[carbon] / np.median(found.amplitude))
+    assert 0.75 < scores.std() < 1.25
+
+
+def test_line_jitter_widens_sigma(rng: np.random.Generator) -> None:
+    world = scene("lattice", 1000, 0.01)
+    columns = np.arange(world.mean.shape[1])
+    shaken = np.stack([np.interp(columns - rng.normal(0, 1.0), columns, line) for line in world.mean])
+    image = rng.poisson(shaken).astype(np.float32)
+    found = refine_sites(image, *world.start(rng, 10.0), pixel_size_nm=0.01)
+    assert found.imaging is not None
+    assert found.imaging.jitter_pm == pytest.approx(10.0, rel=0.35)
+    scores = world.errors_pm(found.y_px, found.x_px) / found.sigma_pm[world.judged, None]
+    assert 0.8 < scores.std() < 1.2
+
+
+def test_a_start_far_off_is_kept_and_marked(rng: np.random.Generator) -> None:
+    world = scene("isolated", 1000, 0.02)
+    start = world.start(rng, 5.0)
+    start[0, 0] += 5.0
+    found = refine_sites(world.image(rng), *start, pixel_size_nm=0.02)
+    assert not found.converged[0]
+    assert found.y_px[0] == start[0, 0]
+    assert found.converged[1:].all()
+
+
+def test_nothing_to_fit_gives_the_start_back() -> None:
+    empty = refine_sites(np.ones((40, 40), np.float32), [], [], pixel_size_nm=0.02)
+    assert len(empty) == 0
+    assert empty.y_px.dtype == np.float64
+    flat = refine_sites(np.ones((40, 40), np.float32), [20.0], [21.0], pixel_size_nm=0.02)
+    assert flat.y_px[0] == 20.0
+    assert not flat.converged[0]
+    assert flat.imaging is None
+
+
+def test_sites_without_pixels_or_on_one_another(rng: np.random.Generator) -> None:
+    world = scene("lattice", 100, 0.02, fov_nm=1.0)
+    image = world.image(rng)
+    valid = np.ones(image.shape, bool)
+    valid[:25, :25] = False
+    y, x = world.start(rng, 5.0)
+    y, x = np.r_[y, -6.0, 10.0, y[0], y[0]], np.r_[x, 400.0, 10.0, x[0], x[0]]
+    found = refine_sites(image, y, x, pixel_size_nm=0.02, valid=valid)
+    assert np.isfinite(found.sigma_pm).all()
+    assert not found.converged[len(world.electrons) : len(world.electrons) + 2].any()
+
+
+@pytest.mark.parametrize(("change", "word"), [
+    ({"pixel_size_nm": 0.0}, "pixel_size_nm"), ({"groups": ["C", "C"]}, "groups"),
+    ({"valid": np.ones((3, 3), bool)}, "valid"), ({"image": np.ones((2, 3, 4))}, "image"),
+])
+def test_bad_arguments_are_named(change: dict, word: str) -> None:
+    arguments = {"image": np.ones((20, 20)), "y_px": [5.0], "x_px": [5.0], "pixel_size_nm": 0.02} | change
+    with pytest.raises(StemdlError, match=word):
+        refine_sites(**arguments)
+
+
+def test_real_graphene_scatters_as_sigma_says(shared_data: Path) -> None:
+    frames = np.load(shared_data / "graphene_si_haadf" / "frames.npy")
+    pixel_nm = 0.0078125
+    for number in (0, 2):
+        image = frames[number].astype(np.float32)
+        response = -gaussian_laplace(image, 6.5)
+        summit = maximum_filter(response, 13) == response
+        y, x = np.nonzero(summit & (response > np.percentile(response, 55)))
+        found = refine_sites(image, y, x, pixel_size_nm=pixel_nm)
+        points = np.stack([found.y_px, found.x_px], 1)
+        gaps = cKDTree(points).query(points, k=4)[0][:, 1:] * 1e3 * pixel_nm
+        gaps = gaps[(np.abs(points - 128) < 105).all(1)].ravel()
+        gaps = gaps[(gaps > 90) & (gaps < 190)]
+        scatter = 1.4826 * np.median(np.abs(gaps - np.median(gaps)))
+        # Bond lengths of a perfect sheet are all alike: what they scatter by is the positions' error.
+        assert 0.75 < scatter / (np.sqrt(2) * np.median(found.sigma_pm)) < 1.3

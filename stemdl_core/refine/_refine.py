@@ -15,8 +15,8 @@ from .model import Array
 from .result import Imaging, Refined, unrefined
 from .work import Work
 
-#: Gauss-Newton steps of the columns, and how exactly each is solved: the error of a start within 40 pm falls below
-#: that of the counts in three.
+#: Gauss-Newton steps of the columns, and how exactly each is solved: the error of a start within 40 pm falls
+#: below that of the counts in three.
 _TOLERANCES = (0.1, 0.05, 0.02)
 
 
@@ -42,8 +42,9 @@ def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, 
     valid : (H, W) bool, optional
         Pixels that may be used: dead lines, hot pixels and contamination are False.
     prior_sigma_pm : float
-        Accuracy of the start positions along one axis, at best [pm]: keeps the fit stable where the counts say
-        little and is without effect where they say much. Raised when the image shows the start to be worse.
+        Accuracy of the start positions along one axis, at best [pm]: keeps the fit stable where the counts
+        say little and is without effect where they say much. Raised when the image shows the start to be
+        worse.
     longest_step_pm : float
         A column that moves farther than this is put back and marked as not converged [pm].
 
@@ -60,7 +61,9 @@ def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, 
     image = np.asarray(image)
     y0, x0 = (np.asarray(v, np.float64).ravel() for v in (y_px, x_px))
     usable = _check(image, y0, x0, pixel_size_nm, groups, valid)
-    labels = np.zeros(len(y0), np.intp) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
+    labels = np.zeros(len(y0), np.intp)
+    if groups is not None:
+        labels = np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
     if not len(y0):
         return unrefined(y0, x0, prior_sigma_pm)
     work = Work(image, usable, y0, x0, pixel_pm=1e3 * pixel_size_nm,
@@ -103,8 +106,10 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     for turn in range(len(_TOLERANCES)):
         if turn:
             picture = fit.draw(state)
-            # A new probe goes with a new balance of columns and background, and the group's height moves along.
-            state, picture, _ = fit.scale_step(state, picture, fit.weight(state.noise, fit.mean(state, picture)))
+            # A new probe goes with a new balance of columns and background, and the group's height moves
+            # along.
+            weight = fit.weight(state.noise, fit.mean(state, picture))
+            state, picture, _ = fit.scale_step(state, picture, weight)
             prior.mean[:, 0] *= state.height[0] / reference
             mean = fit.mean(state, picture)
             noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise)
@@ -114,8 +119,9 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
         if turn < len(_TOLERANCES) - 1:
             variance = 1.2 / (normal.diagonal[:, 0, 0] + 1e-300)
             centre, own = height_prior(state.height, variance, labels)
+            loose = (0.1 / np.median(state.height)) ** 2
             prior = Prior(np.column_stack([np.where(own > 0, centre, state.height), start[:, 1:]]),
-                          np.column_stack([own, precision[:, 1:]]))
+                          np.column_stack([np.maximum(own, loose), precision[:, 1:]]))
             information = normal.diagonal[:, (1, 2), (1, 2)] + precision[:, 1:]
             precision[:, 1:] = _start_precision(state, start, information, precision[:, 1:], step_pm)
             reference = state.height[0]
@@ -125,13 +131,20 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     residual = grid.image - mean
     check = check_residual(residual, mean, state.noise, grid.usable, picture)
     own_cov, more = normal.covariance(state.y, state.x, state.height, state.shape)
+    # A site without pixels knows what was believed before, and no more.
+    believed = 1 / prior.precision
+    known = np.einsum("naa->na", own_cov)
+    bad = ~(np.isfinite(known) & (known > 0) & (known <= believed)).all(1)
+    own_cov[bad] = believed[bad, :, None] * np.eye(3)
     cov = own_cov + more
-    inflation = max(1.0, check.misfit) * local_misfit(picture.patches, residual, mean, state.noise, grid.usable)
+    local = local_misfit(picture.patches, residual, mean, state.noise, grid.usable)
+    inflation = max(1.0, check.misfit) * local
     along_y, along_x = cov[:, 1, 1] * inflation, cov[:, 2, 2] * inflation
     # A column is some lines high, and averages their shifts.
     along_x = along_x + check.jitter**2 / (np.sqrt(2 * np.pi * state.shape.cyy))
     sigma = step_pm * np.sqrt(0.5 * (along_y + along_x))
-    # The group's share taken out of the height again: what the column itself says, its neighbours being typical.
+    # The group's share taken out of the height again: what the column itself says, its neighbours being
+    # typical.
     alone = own_cov[:, 0, 0]
     free = 1 / np.maximum(1 / alone - prior.precision[:, 0], 1e-6 / alone)
     height = free * (state.height / alone - prior.precision[:, 0] * prior.mean[:, 0])
@@ -143,17 +156,20 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     index, value, _, _ = fit.background.at(y, x)
     below = (state.nodes[index] * value).sum(1) * grid.scale + grid.offset
     imaging = _imaging(fit, state, below, check)
-    return Refined(grid.to_raw(y), grid.to_raw(x), height * grid.scale, np.sqrt(free * inflation) * grid.scale,
+    height_sigma = np.sqrt(free * inflation)
+    return Refined(grid.to_raw(y), grid.to_raw(x), height * grid.scale, height_sigma * grid.scale,
                    np.where(ok, sigma, prior_sigma_pm), below, ok, imaging)
 
 
-def _start_precision(state: State, start: Array, information: Array, precision: Array, step_pm: float) -> Array:
+def _start_precision(state: State, start: Array, information: Array, precision: Array,
+                     step_pm: float) -> Array:
     """Precision of the start positions, lowered where the columns moved farther than it allows.
 
     Only ever lowered: a start that was found on the same counts agrees with them better than it should.
     """
     moved = np.stack([state.y, state.x], 1) - start[:, 1:]
-    # Moves of a fit that is pulled back: what they would be without the pull, less what the counts' noise adds.
+    # Moves of a fit that is pulled back: what they would be without the pull, less what the counts' noise
+    # adds.
     kept = information / np.maximum(information - precision, 0.2 * information)
     free = np.median((kept * moved) ** 2) / 0.455
     noise = np.median(kept / information) * 1.2
@@ -182,7 +198,8 @@ def _imaging(fit: Fit, state: State, below: Array, check: Check) -> Imaging:
                    angle_deg=float(np.degrees(np.arctan2(vectors[0, 1], vectors[1, 1])) % 180),
                    tail_fraction=float(wide / (1 - shape.fraction + wide)),
                    tail_ratio=float(np.sqrt(1 + shape.spread / sigma**2)),
-                   volume_px=volume, gain=float(gain), intercept=float(intercept), electrons_per_atom=electrons,
+                   volume_px=volume, gain=float(gain), intercept=float(intercept),
+                   electrons_per_atom=float(electrons),
                    background=float(np.median(below)), misfit=check.misfit,
                    jitter_pm=check.jitter * grid.step_pm * grid.binning**0.5)
 
@@ -191,8 +208,8 @@ def estimate_imaging(image: NDArray[np.floating], refined: Refined, *, pixel_siz
                      valid: NDArray[np.bool_] | None = None) -> Imaging | None:
     """Probe, noise and dose of a frame whose columns are known.
 
-    The refinement's own result where there is one; otherwise the frame is fitted again from the given positions.
-    None where nothing can be fitted.
+    The refinement's own result where there is one; otherwise the frame is fitted again from the given
+    positions. None where nothing can be fitted.
     """
     if refined.imaging is not None or not len(refined):
         return refined.imaging

@@ -23,10 +23,10 @@ def column_profile(dy: NDArray[np.float64], dx: NDArray[np.float64], sigma: floa
 
 
 def cramer_rao_pm(y_px: ArrayLike, x_px: ArrayLike, electrons: ArrayLike, *, shape: tuple[int, int],
-                  pixel_size_nm: float, sigma_probe_nm: float, background: float = 0.0, tail_fraction: float = 0.0,
-                  tail_ratio: float = 2.2, readout: float = 0.0, free_heights: bool = True,
-                  free_background: bool = True) -> NDArray[np.float64]:
-    """Smallest standard deviation of each column's position along one axis that an unbiased estimator can have.
+                  pixel_size_nm: float, sigma_probe_nm: float, background: float = 0.0,
+                  tail_fraction: float = 0.0, tail_ratio: float = 2.2, readout: float = 0.0,
+                  free_heights: bool = True, free_background: bool = True) -> NDArray[np.float64]:
+    """Smallest standard deviation of each column's position that an unbiased estimator can have.
 
     Fisher information of the whole picture: positions and heights of all columns and a constant background
     unknown together, independent counts.

@@ -32,8 +32,8 @@ def check_residual(residual: Image, mean: Image, noise: Noise, usable: Image, pi
     weight = usable / variance
     pixels = max(int(np.count_nonzero(usable)), 1)
     free = max(1 - 3 * len(picture.patches.index) / pixels, 0.2)
-    # A ratio of sums: where next to no counts are expected, single ones make a sum of ratios run away. Outliers
-    # are no reason to distrust all columns.
+    # A ratio of sums: where next to no counts are expected, single ones make a sum of ratios run away.
+    # Outliers are no reason to distrust all columns.
     squares = usable * np.minimum(residual**2, 30 * (variance + np.float32(noise.gain) ** 2))
     misfit = float(squares.sum()) / (free * max(float((usable * variance).sum()), 1e-300))
     misfit *= _correlation(residual * np.sqrt(weight))

@@ -13,7 +13,8 @@ from .model import Array, Background, Image, Patches, Picture, Shape
 
 #: A patch reaches this many sigma of the core.
 REACH = 3.2
-#: Columns of one kind are about equally bright: least and most spread that is believed, relative to their mean.
+#: Columns of one kind are about equally bright: least and most spread that is believed, relative to their
+#: mean.
 _LEAST_SPREAD, _MOST_SPREAD = 0.06, 0.35
 
 
@@ -58,7 +59,8 @@ class Fit:
         """The state's columns."""
         radius = min(int(np.ceil(REACH * state.shape.sigma)), self.grid.pad)
         # A column that left the image by more than the padding is drawn at its rim; it has no pixels there.
-        y, x = (np.clip(v, radius, n - 1 - radius) for v, n in ((state.y, self.size[0]), (state.x, self.size[1])))
+        y, x = (np.clip(v, radius, n - 1 - radius)
+                for v, n in zip((state.y, state.x), self.size, strict=True))
         return Picture(Patches(y, x, state.shape, radius, self.size[1]), state.height, state.shape, self.size)
 
     def mean(self, state: State, picture: Picture) -> Image:
@@ -70,7 +72,7 @@ class Fit:
         return self.usable / noise.variance(mean)
 
     def scale_step(self, state: State, picture: Picture, weight: Image) -> tuple[State, Picture, float]:
-        """Common factor of all heights and the background for a given probe; and the misfit left, per pixel."""
+        """Common factor of all heights, and the background, for a given probe; and chi2 per pixel."""
         values, chi2 = self._shared(weight, self.grid.image, [picture.columns], np.zeros(1), np.zeros(1))
         factor = max(float(values[0]), 1e-3)
         return replace(state, height=factor * state.height, nodes=values[1:]), picture.scaled(factor), chi2
@@ -102,7 +104,7 @@ class Fit:
         return solution, chi2 / max(float(np.count_nonzero(weight)), 1.0)
 
     def probe_step(self, state: State, picture: Picture, weight: Image, *, start: Shape) -> State:
-        """Gauss-Newton step of the probe, the common height and the background; columns stay where they are."""
+        """Gauss-Newton step of the probe, the common height and the background; columns stay in place."""
         shape = state.shape
         now = np.array([shape.cyy, shape.cyx, shape.cxx, shape.fraction, shape.spread])
         # Probes are nearly round and their tails alike; the image overrules both where it can.
@@ -180,8 +182,8 @@ def _probe_slopes(picture: Picture) -> list[Image]:
 def height_prior(height: Array, variance: Array, labels: NDArray[np.intp]) -> tuple[Array, Array]:
     """Mean and precision of the heights of each group of columns, from the group itself (empirical Bayes).
 
-    The spread beyond what the counts explain is the group's own; columns far outside it are left free, so that
-    an atom of another kind among them keeps its height.
+    The spread beyond what the counts explain is the group's own; columns far outside it are left free, so
+    that an atom of another kind among them keeps its height.
     """
     mean, precision = height.copy(), np.zeros_like(height)
     for label in np.unique(labels):

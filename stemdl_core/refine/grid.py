@@ -1,8 +1,8 @@
 """The pixels a refinement works on: binned, scaled to order one, padded; and their noise.
 
-Nothing is resampled. Whole groups of pixels are averaged where they are much finer than the probe, which keeps
-every count and costs no precision: box averaging widens a Gaussian of width sigma only by
-sqrt(1 + b^2 / (12 sigma^2)), 1 % at b = sigma / 2.
+Nothing is resampled. Whole groups of pixels are averaged where they are much finer than the probe, which
+keeps every count and costs no precision: box averaging widens a Gaussian of width sigma only by sqrt(1 + b^2
+/ (12 sigma^2)), 1 % at b = sigma / 2.
 """
 
 from __future__ import annotations
@@ -60,17 +60,19 @@ def make_grid(image: NDArray[np.floating], usable: NDArray[np.bool_], *, pixel_s
     height, width = (n // binning for n in image.shape)
     rows, columns = height * binning, width * binning
     all_good = bool(usable.all())
+    if image.dtype.kind != "f":
+        image = image.astype(np.float64 if image.dtype.itemsize > 2 else np.float32)
     if binning == 1:
-        mean, count = image, usable.astype(np.float32)
+        mean, count = image if all_good else np.where(usable, image, 0), usable.astype(np.float32)
     else:
         shape = (height, binning, width, binning)
-        ones = np.ones(binning, np.float32)
+        ones = np.ones(binning, image.dtype)
         values = image[:rows, :columns] if all_good else np.where(usable, image, 0)[:rows, :columns]
         # Two passes (rows, then columns by a matrix product) read the large array once.
         mean = values.reshape(height, binning, columns).sum(1).reshape(height, width, binning) @ ones
         if all_good:
             count = np.ones((height, width), np.float32)
-            mean = mean / np.float32(binning**2)
+            mean = mean / binning**2
         else:
             counts = usable[:rows, :columns].reshape(shape).sum((1, 3)).astype(np.float32)
             mean = mean / np.maximum(counts, 1)
@@ -90,7 +92,7 @@ def make_grid(image: NDArray[np.floating], usable: NDArray[np.bool_], *, pixel_s
     padded = np.zeros((height + 2 * pad, width + 2 * pad), np.float32)
     weight = np.zeros_like(padded)
     inside = (slice(pad, pad + height), slice(pad, pad + width))
-    padded[inside] = (mean - np.float32(middle)) * np.float32(1 / scale)
+    padded[inside] = (mean - middle) / scale
     weight[inside] = count
     if not all_good:
         padded *= weight > 0
@@ -101,8 +103,8 @@ def make_grid(image: NDArray[np.floating], usable: NDArray[np.bool_], *, pixel_s
 class Noise:
     """Variance of a working pixel: max(intercept + gain * mean, least).
 
-    Counting noise behind a linear detector is a straight line in the mean whatever its gain and offset are, and
-    readout noise only adds to the intercept.
+    Counting noise behind a linear detector is a straight line in the mean whatever its gain and offset are,
+    and readout noise only adds to the intercept.
     """
 
     gain: float
@@ -116,16 +118,17 @@ class Noise:
 
 def _box3(image: NDArray[np.float32], side: float, centre: float) -> NDArray[np.float32]:
     """Separable 3 x 3 filter (side, centre, side) of the inner pixels: (H - 2, W - 2)."""
-    rows = np.float32(side) * (image[:-2] + image[2:]) + np.float32(centre) * image[1:-1]
-    return np.float32(side) * (rows[:, :-2] + rows[:, 2:]) + np.float32(centre) * rows[:, 1:-1]
+    rows = side * (image[:-2] + image[2:]) + centre * image[1:-1]
+    out: NDArray[np.float32] = side * (rows[:, :-2] + rows[:, 2:]) + centre * rows[:, 1:-1]
+    return out
 
 
 def estimate_noise(residual: NDArray[np.float32], mean: NDArray[np.float32], usable: NDArray[np.float32], *,
                    previous: Noise | None = None) -> Noise:
     """Noise line from the finest structure of the image.
 
-    The filter (1, -2, 1) x (1, -2, 1) / 6 has unit noise gain and is blind to anything as smooth as the probe, so
-    neither the atoms nor the parameters fitted to them bias the estimate (Immerkaer, 1996).
+    The filter (1, -2, 1) x (1, -2, 1) / 6 has unit noise gain and is blind to anything as smooth as the
+    probe, so neither the atoms nor the parameters fitted to them bias the estimate (Immerkaer, 1996).
     """
     fine = _box3(residual, 1.0, -2.0)
     full = usable >= np.float32(0.999)

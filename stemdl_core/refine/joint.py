@@ -1,11 +1,13 @@
 """Least squares of all columns at once: height, y and x of each, and the background under them.
 
-Neighbouring columns overlap, so their parameters are correlated and have to be found together. The normal matrix
-is never formed: conjugate gradients need only its products, which are a drawing and a comparison of images.
+Neighbouring columns overlap, so their parameters are correlated and have to be found together. The normal
+matrix is never formed: conjugate gradients need only its products, which are a drawing and a comparison of
+images.
 
 References
 ----------
-S. Van Aert et al., J. Struct. Biol. 138 (2002) 21; A. De Backer et al., Ultramicroscopy 171 (2016) 104 (StatSTEM).
+S. Van Aert et al., J. Struct. Biol. 138 (2002) 21; A. De Backer et al., Ultramicroscopy 171 (2016) 104
+(StatSTEM).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from .model import Array, Background, Image, Patches, Shape, chunks, place
 
 
 class Normal:
-    """Weighted least squares around the current model: parameters (height, y, x) per column, background nodes.
+    """Weighted least squares around the current model: (height, y, x) per column, background nodes.
 
     Parameters
     ----------
@@ -59,7 +61,8 @@ class Normal:
                 if a == 0:
                     together[which] = np.einsum("np,np->n", weighted, flat_unit.take(index))
                 for b in range(a, 3):
-                    diagonal[which, a, b] = diagonal[which, b, a] = np.einsum("np,np->n", weighted, slopes[b, which])
+                    shared = np.einsum("np,np->n", weighted, slopes[b, which])
+                    diagonal[which, a, b] = diagonal[which, b, a] = shared
         self.gradient, self.diagonal = gradient, diagonal
         self.gradient_nodes = background.project(flat_residual.reshape(size))
         self._precision, self._smoothness = precision, smoothness
@@ -76,8 +79,8 @@ class Normal:
         self._nodes = background.gram(weight) + smoothness
         self._own = diagonal + precision[:, :, None] * np.eye(3)
         self._inverse = np.linalg.inv(self._own)
-        # How columns answer to the background: it changes slowly, so all around change their heights together,
-        # and each needs to do the less.
+        # How columns answer to the background: it changes slowly, so all around change their heights
+        # together, and each needs to do the less.
         shared = self._own.copy()
         shared[:, 0, 0] += np.maximum(together - diagonal[:, 0, 0], 0)
         self._answer = np.matmul(np.linalg.inv(shared), self.border)
@@ -114,11 +117,13 @@ class Normal:
         shape = self._background.pixels
         return out, self._background.project(image.reshape(shape)) + self._smoothness @ nodes
 
-    def solve(self, pull: Array, pull_nodes: Array, *, tolerance: float, most: int = 25) -> tuple[Array, Array]:
+    def solve(self, pull: Array, pull_nodes: Array, *, tolerance: float,
+              most: int = 25) -> tuple[Array, Array]:
         """Step of columns (N, 3) and nodes (n,) by preconditioned conjugate gradients.
 
-        `pull` and `pull_nodes` are the priors' part of the gradient. The preconditioner treats every column as
-        alone, but knows how they all lean on the background: heights and background trade against each other.
+        `pull` and `pull_nodes` are the priors' part of the gradient. The preconditioner treats every column
+        as alone, but knows how they all lean on the background: heights and background trade against each
+        other.
         """
         nodes_inverse = self.nodes_covariance()
         lift = self._answer
@@ -150,11 +155,11 @@ class Normal:
 
     def covariance(self, y: Array, x: Array, heights: Array, shape: Shape, *, neighbours: int = 4,
                    ) -> tuple[Array, Array]:
-        """(N, 3, 3) covariance of height, y and x of each column, its neighbours unknown; and what not knowing
-        the background adds.
+        """(N, 3, 3) covariance of height, y and x of each column, its neighbours unknown; and what not
+        knowing the background adds.
 
-        The inverse of the whole matrix would cost seconds; that of each column with its nearest neighbours gives
-        the same standard deviation to 1 % in a lattice.
+        The inverse of the whole matrix would cost seconds; that of each column with its nearest neighbours
+        gives the same standard deviation to 1 % in a lattice.
         """
         n = len(y)
         points = np.stack([y, x], 1)
@@ -172,11 +177,14 @@ class Normal:
         close = (gap < 4.6 * shape.sigma) & (i != j)
         low, high = np.minimum(i, j)[close], np.maximum(i, j)[close]
         pairs, back = np.unique(low * n + high, return_inverse=True)
-        coupling = _coupling(y, x, heights, pairs // n, pairs % n, shape, self._weight.reshape(self._background.pixels))
+        weight = self._weight.reshape(self._background.pixels)
+        coupling = _coupling(y, x, heights, pairs // n, pairs % n, shape, weight)
         blocks = np.zeros((*close.shape, 3, 3))
         ordered = coupling[back.ravel()]
         flip = (i > j)[close]
         ordered[flip] = ordered[flip].transpose(0, 2, 1)
+        # Two sites on one column: the sums above are good to a few per cent, and must not promise more.
+        ordered[gap[close] < shape.sigma] *= 0.95
         blocks[close] = ordered
         local[:, first, second] = blocks
         local[:, second, first] = blocks.transpose(0, 1, 3, 2)
@@ -192,7 +200,8 @@ def _coupling(y: Array, x: Array, heights: Array, i: NDArray[np.intp], j: NDArra
               weight: Image) -> Array:
     """(P, 3, 3) sums over pixels of weight times the slopes of both columns of each pair.
 
-    The product of two Gaussians is a narrower Gaussian at the midpoint; every other pixel around it is enough.
+    The product of two Gaussians is a narrower Gaussian at the midpoint; every other pixel around it is
+    enough.
     """
     if not len(i):
         return np.zeros((0, 3, 3))
@@ -200,7 +209,8 @@ def _coupling(y: Array, x: Array, heights: Array, i: NDArray[np.intp], j: NDArra
     ticks = step * np.arange(-2, 3)
     my, mx = np.rint(0.5 * (y[i] + y[j])), np.rint(0.5 * (x[i] + x[j]))
     qy, qx = my[:, None] + np.repeat(ticks, 5), mx[:, None] + np.tile(ticks, 5)
-    rows, columns = (np.clip(q, 0, m - 1).astype(np.intp) for q, m in zip((qy, qx), weight.shape, strict=True))
+    rows, columns = (np.clip(q, 0, m - 1).astype(np.intp)
+                     for q, m in zip((qy, qx), weight.shape, strict=True))
     w = weight[rows, columns] * np.float32(step**2)
     slopes = [_slopes(qy - y[k][:, None], qx - x[k][:, None], heights[k], shape) for k in (i, j)]
     return np.matmul(slopes[0] * w[:, None], slopes[1].transpose(0, 2, 1)).astype(np.float64)

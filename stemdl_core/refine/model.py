@@ -147,7 +147,8 @@ class Background:
     def at(self, y: Array, x: Array) -> tuple[NDArray[np.intp], Array, Array, Array]:
         """The four nodes around each point: index, hat value and slopes along y and x, each (N, 4)."""
         (iy, vy, sy), (ix, vx, sx) = self._y.locate(y), self._x.locate(x)
-        index = (iy[:, None, None] + np.array([[0], [1]])) * self.shape[1] + ix[:, None, None] + np.array([0, 1])
+        index = (iy[:, None, None] + np.array([[0], [1]])) * self.shape[1]
+        index = index + ix[:, None, None] + np.array([0, 1])
 
         def outer(p: Array, q: Array) -> Array:
             return (p[:, :, None] * q[:, None, :]).reshape(-1, 4)
@@ -200,7 +201,7 @@ class Patches:
                 (yx * oy + xx * ox) - (yx * fy + xx * fx)[:, None])
 
     def _gaussian(self, which: slice, *, tail: bool) -> Image:
-        """(N, P) Gaussian of peak one: its exponent is a sum of products of a pixel's and a column's terms."""
+        """(N, P) Gaussian of peak one; its exponent is a product of pixels' and columns' terms."""
         yy, yx, xx = (np.float32(v) for v in self._shape.inverse(tail=tail))
         oy, ox, fy, fx = self._offset_y, self._offset_x, self.rest_y[which], self.rest_x[which]
         half = np.float32(-0.5)
@@ -261,7 +262,8 @@ class Picture:
     def scaled(self, factor: float) -> Picture:
         """The same columns, all higher by a factor."""
         other = copy(self)
-        other.core, other.tail, other.columns = (np.float32(factor) * v for v in (self.core, self.tail, self.columns))
+        by = np.float32(factor)
+        other.core, other.tail, other.columns = by * self.core, by * self.tail, by * self.columns
         return other
 
 
@@ -279,7 +281,7 @@ def widen(core: Image, shape: Shape) -> Image:
 
 
 def _blur(image: Image, sigma: float) -> Image:
-    """Gaussian filter along the first axis; nothing beyond the image. One matrix product while it is small."""
+    """Gaussian filter along the first axis, zero beyond the image; a matrix product while small."""
     n = len(image)
     reach = max(1, int(np.ceil(3.4 * sigma)))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2).astype(np.float32)

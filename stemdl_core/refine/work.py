@@ -12,7 +12,8 @@ from .fit import REACH, Fit, State
 from .grid import BIN_TO_SIGMA, Grid, Noise, estimate_noise, make_grid
 from .model import Array, Background, round_shape
 
-#: Widths of the probe that are tried where none is given [pm]: 60 kV corrected to 200 kV uncorrected instruments.
+#: Widths of the probe that are tried where none is given [pm]: 60 kV corrected to 200 kV uncorrected
+#: instruments.
 TRIAL_SIGMA_PM = (32.0, 44.0, 60.0, 82.0)
 #: Spacing of the background's nodes [pm]: several columns each, so that it cannot follow one.
 _NODE_SPACING_PM = 600.0
@@ -36,6 +37,7 @@ class Work:
             if grid is None:
                 return
             self._start(grid, grid.to_grid(y_px), grid.to_grid(x_px), widths)
+            assert self.state is not None
             found = self.state.shape.sigma * grid.step_pm
             if binning == 1 or found > 0.75 * guess:
                 return
@@ -80,7 +82,8 @@ class Work:
         state = best[1]
         self.start_shape = state.shape
         for _ in range(2):
-            state = self.window.probe_step(state, self.window.draw(state), window_weight, start=self.start_shape)
+            picture = self.window.draw(state)
+            state = self.window.probe_step(state, picture, window_weight, start=self.start_shape)
         nodes = np.full(self.fit.background.size, floor)
         whole = State(y, x, height, nodes, state.shape, noise)
         self.state, self.picture, _ = self.fit.scale_step(whole, self.fit.draw(whole), self.first_weight)
@@ -99,8 +102,8 @@ class Work:
         half = float(np.partition(away, _WINDOW_COLUMNS)[_WINDOW_COLUMNS])
         inner = [(max(pad, int(m - half)), min(n - pad, int(m + half) + 1))
                  for m, n in ((middle_y, height), (middle_x, width))]
-        self._window = tuple(slice(a - pad, b + pad) for a, b in inner)
-        rows, columns = self._window
+        rows, columns = (slice(a - pad, b + pad) for a, b in inner)
+        self._window = (rows, columns)
         usable = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
         core = tuple(slice(pad, -pad) for _ in range(2))
         usable[core] = self.grid.usable[rows, columns][core]
@@ -114,8 +117,8 @@ class Work:
     def probe_step(self, state: State, variance: Array) -> State:
         """The state with a better probe, and heights that go with it.
 
-        Fitted positions follow the counts they are fitted to, which makes the probe look sharper than it is by
-        their `variance` (N, 2): the sample variance and its lost degree of freedom, column by column.
+        Fitted positions follow the counts they are fitted to, which makes the probe look sharper than it is
+        by their `variance` (N, 2): the sample variance and its lost degree of freedom, column by column.
         """
         rows, columns = self._window
         k = self._chosen
@@ -126,7 +129,8 @@ class Work:
         found = self.window.probe_step(part, picture, weight, start=self.start_shape)
         factor = float(found.height[0] / part.height[0])
         lost = np.minimum(variance[k].mean(0), 0.3 * found.shape.sigma**2)
-        shape = replace(found.shape, cyy=found.shape.cyy + float(lost[0]), cxx=found.shape.cxx + float(lost[1]))
+        wide = found.shape.cyy + float(lost[0]), found.shape.cxx + float(lost[1])
+        shape = replace(found.shape, cyy=wide[0], cxx=wide[1])
         return replace(state, shape=shape, height=factor * state.height)
 
 
