@@ -28,6 +28,9 @@ from .weights import Model, ModelCard
 #: A foreign atom heavier than the host is at least this much brighter than the median host column; the network's
 #: class and the measured intensity have to agree on it (unless the intensity is too uncertain to object).
 DOPANT_CONTRAST = 1.45
+#: Spread of the intensity of host columns about their median, and by how many standard deviations (of that and of the
+#: measurement together) a foreign atom has to exceed it.
+HOST_SPREAD, DOPANT_SIGMAS = 0.15, 2.5
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,9 @@ def _make_sites(card: ModelCard, peaks: Peaks, keep: NDArray[np.bool_],
     if dopant:
         certain = refined.converged & (intensity_sigma < 0.3)
         is_dopant &= ~(certain & (intensity + 2 * intensity_sigma < DOPANT_CONTRAST))
+        # Host columns vary too (noise of the fit, half a column at the border): a foreign atom is clearly beyond that.
+        beyond = (intensity - 1) / np.hypot(intensity_sigma, HOST_SPREAD)
+        is_dopant &= ~refined.converged | (beyond > DOPANT_SIGMAS)
         # So bright that no host column can be: the network missed the class, not the atom.
         is_dopant |= certain & (intensity - 4 * intensity_sigma > 2.0)
     species = np.where(is_dopant & bool(dopant), dopant, material.species[0])

@@ -68,7 +68,7 @@ class ModelCard:
     pixel_size_nm: float
     radius_nm: float
     dopant: str = ""
-    thresholds: Mapping[str, float] = field(default_factory=lambda: {"site": 0.4, "masked": 0.5})
+    thresholds: Mapping[str, float] = field(default_factory=lambda: {"site": 0.4, "masked": 0.6})
     score_knots: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0, 1.0), (0.0, 1.0))
     recipe: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
