@@ -63,8 +63,10 @@ def test_bad_pixels_change_nothing_elsewhere(model, rng, damage):
     found = analyze_frame(Frame(image, PixelSize(0.0117)), model)
     assert [d.name for d in found.defects] == [d.name for d in reference.defects] == ["Si-C3"]
     far = np.abs(reference.sites.y_px - 40) > 25
-    for position in reference.sites.yx_px[far]:
-        assert np.hypot(*(found.sites.yx_px - position).T).min() * 11.7 < 3.0
+    moved_pm = np.array([11.7 * np.hypot(*(found.sites.yx_px - p).T).min() for p in reference.sites.yx_px[far]])
+    # The probe is fitted to the whole image, so positions move by a small part of their uncertainty (about 6 pm).
+    assert np.quantile(moved_pm, 0.95) < 1.5
+    assert moved_pm.max() < 12.0
     assert abs(len(found.sites) - len(reference.sites)) <= 2
 
 
@@ -94,8 +96,11 @@ def test_a_wrong_or_missing_pixel_size_is_put_right(model, rng, given):
 
 
 def test_an_impossible_field_of_view_is_refused(model, rng):
-    with pytest.raises(CalibrationError, match="contradicts the graphene lattice"):
-        analyze_frame(doped(rng).frame.with_pixel_size(PixelSize(0.117)), model)
+    frame = doped(rng).frame
+    with pytest.raises(CalibrationError, match="contradicts the graphene lattice, which says 3 nm"):
+        analyze_frame(frame.with_pixel_size(PixelSize(0.03)), model)
+    with pytest.raises(CalibrationError, match="impossible"):
+        analyze_frame(frame.with_pixel_size(PixelSize(0.117)), model)
 
 
 def test_noise_and_vacuum_give_nothing(model, rng):
