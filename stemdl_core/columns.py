@@ -1,9 +1,10 @@
 """Columns of a dichalcogenide: which sublattice, and what stands on each site, by intensity.
 
-No fixed threshold: every image has its own detector, dose and contamination. The two sublattices follow from the bond
-graph (neighbours alternate), their order from the ratio of their typical intensities, and on each sublattice a mixture
-model with as many components as the data support separates host, dopant and vacancy. Which element a component is,
-is a matter of its mean: intensity goes as the atomic number to a power of about 1.6.
+No fixed threshold: every image has its own detector, dose and contamination. The two sublattices follow from
+the bond graph (neighbours alternate), their order from the ratio of their typical intensities, and on each
+sublattice a mixture model with as many components as the data support separates host, dopant and vacancy.
+Which element a component is, is a matter of its mean: intensity goes as the atomic number to a power of about
+1.6.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components
 from scipy.spatial import cKDTree
 
 from .materials import Material
+from .mixture import Mixture, fit_mixture
 from .sites import Sites
 
-#: Annular dark-field intensity goes as the atomic number to about this power (Krivanek et al., Nature 464, 571
-#: (2010)); between detectors it varies by a tenth, which is the tolerance on the logarithm of a ratio below.
+#: Annular dark-field intensity goes as the atomic number to about this power (Krivanek et al., Nature 464,
+#: 571 (2010)); between detectors it varies by a tenth, which is the tolerance on the logarithm of a ratio
+#: below.
 Z_EXPONENT = 1.64
 _RATIO_TOLERANCE = 0.16
-#: Spread of the intensities of equal columns beyond counting noise: scan distortion, residue, thermal motion.
-_INTRINSIC_WIDTH = 0.05
 #: Elements met as dopants on metal sites, with how common they are.
 _METALS = {"Mo": 3.0, "W": 3.0, "V": 2.0, "Nb": 2.0, "Re": 1.5, "Ti": 1.0, "Cr": 1.0, "Ta": 1.0, "Fe": 0.5}
 #: How much more likely the element is that the user (or the material's table) names.
@@ -64,83 +65,9 @@ class Columns:
         return self.alternatives[self.kinds.index(kind)] if kind in self.kinds else ()
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Gaussian components of one sublattice: weight, mean, width beyond the measurement's; and the posterior."""
-
-    weight: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    width: float
-    posterior: NDArray[np.float64]
-
-
 def intensity_of(symbol: str) -> float:
     """Relative intensity of one atom."""
     return float(atomic_numbers[symbol]) ** Z_EXPONENT
-
-
-def fit_mixture(value: NDArray[np.float64], sigma: NDArray[np.float64], *, most: int = 3) -> Mixture:
-    """Mixture of Gaussians with a common relative width, as many as the Bayesian information criterion supports.
-
-    Parameters
-    ----------
-    value, sigma : (N,) float64
-        Intensities and their measurement uncertainty; the typical value is 1.
-    most : int
-        Largest number of components.
-    """
-    best: tuple[float, Mixture] | None = None
-    n = len(value)
-    middle = float(np.median(value))
-    near = value[np.abs(value - middle) < 3.0 * max(1.4826 * float(np.median(np.abs(value - middle))), 0.02)]
-    centre = float(np.mean(near)) if len(near) else middle
-    low, high = float(value.min()), float(value.max())
-    starts: list[list[float]] = [[centre]]
-    if most > 1:
-        # From every level met in practice: traces of a light or a heavy element, halves, and the extremes.
-        starts += [[centre, m] for m in (low, high, *(centre * f for f in (0.3, 0.5, 0.7, 1.5, 2.0, 2.6)))]
-        starts += [[centre, *np.quantile(value, [q])] for q in (0.2, 0.8)]
-    if most > 2:
-        starts += [[centre, low, high], [centre, 0.5 * centre, high], [centre, low, 1.3 * centre]]
-    for means in starts:
-        mixture, likelihood = _expectation_maximisation(value, sigma, np.array(means))
-        parameters = 2 * len(means)
-        score = -2.0 * likelihood + parameters * math.log(max(n, 2))
-        gaps = np.diff(np.sort(mixture.mean))
-        scale = math.hypot(mixture.width * centre, float(np.median(sigma)))
-        if len(means) > 1 and (np.any(gaps < max(2.5 * scale, 0.12 * centre)) or np.any(mixture.weight * n < 0.6)):
-            continue
-        if best is None or score < best[0] - 1e-9:
-            best = (score, mixture)
-    assert best is not None
-    return best[1]
-
-
-def _expectation_maximisation(value: NDArray[np.float64], sigma: NDArray[np.float64],
-                              mean: NDArray[np.float64]) -> tuple[Mixture, float]:
-    k = len(mean)
-    weight = np.full(k, 0.1 / max(k - 1, 1))
-    weight[0] = 0.9 if k > 1 else 1.0
-    width = 1.5 * _INTRINSIC_WIDTH
-    likelihood = 0.0
-    for _ in range(60):
-        variance = sigma[:, None] ** 2 + (width * np.maximum(mean, 0.3)) ** 2
-        log_p = np.log(weight + 1e-12) - 0.5 * (value[:, None] - mean) ** 2 / variance - 0.5 * np.log(variance)
-        top = log_p.max(axis=1, keepdims=True)
-        total = top[:, 0] + np.log(np.exp(log_p - top).sum(axis=1))
-        posterior = np.exp(log_p - total[:, None])
-        previous, likelihood = likelihood, float(total.sum()) - 0.5 * len(value) * math.log(2 * math.pi)
-        weight = posterior.mean(axis=0)
-        share = posterior / variance
-        mean = np.where(weight * len(value) > 0.3, (share * value[:, None]).sum(axis=0)
-                        / np.maximum(share.sum(axis=0), 1e-9), mean)
-        # The common width takes what the stated uncertainties leave unexplained, within what is plausible.
-        excess = (value[:, None] - mean) ** 2 - sigma[:, None] ** 2
-        square = np.maximum(mean, 0.3) ** 2
-        width = float(np.sqrt(np.clip((posterior * excess).sum() / (posterior * square).sum(), 0.02**2, 0.15**2)))
-        if abs(likelihood - previous) < 1e-3 * (1 + abs(likelihood)) * 1e-2:
-            break
-    return Mixture(weight, mean, width, posterior), likelihood
 
 
 def two_colour(n_sites: int, pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -161,7 +88,7 @@ def two_colour(n_sites: int, pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64
 
 @dataclass(frozen=True)
 class _Levels:
-    """How one set of columns reads as one of the sublattices: its host component and how plausible that is."""
+    """One reading of a set of columns as a sublattice: its host component and how plausible that is."""
 
     host: int
     mean: float
@@ -177,8 +104,10 @@ def _read_as(mixture: Mixture, material: Material, *, on_metal: bool, dopant: st
             if k == host:
                 continue
             ratio = max(float(mixture.mean[k] / mixture.mean[host]), 0.02)
-            best = max(math.log(prior) - 0.5 * min(9.0, math.log(ratio / expected) / _RATIO_TOLERANCE) ** 2
-                       for expected, prior, _ in _possible(material, on_metal=on_metal, dopant=dopant).values())
+            best = max(
+                math.log(prior) - 0.5 * min(9.0, math.log(ratio / expected) / _RATIO_TOLERANCE) ** 2
+                for expected, prior, _ in _possible(material, on_metal=on_metal, dopant=dopant).values()
+            )
             # A frequent component needs a better reason than a few odd columns.
             log_odds += (best - math.log(_NAMED_DOPANT)) * (1.0 if mixture.weight[k] > 0.03 else 0.3)
         result.append(_Levels(host, float(mixture.mean[host]), log_odds))
@@ -189,9 +118,9 @@ def _metal_sublattice(colour: NDArray[np.int64], part: NDArray[np.int64], sites:
                       dopant: str | None) -> NDArray[np.bool_]:
     """Which sites are on the metal sublattice: by the network's species where it tells, else by intensity.
 
-    Both assignments of the two colours are read through the mixture of each: the ratio of the host levels, and
-    whether the other components are defects that this sublattice is known for (bright ones are metals on metal
-    sites, halves are chalcogen vacancies).
+    Both assignments of the two colours are read through the mixture of each: the ratio of the host levels,
+    and whether the other components are defects that this sublattice is known for (bright ones are metals on
+    metal sites, halves are chalcogen vacancies).
     """
     metal, chalcogen = material.species
     sizes = np.bincount(part) if len(part) else np.zeros(0, dtype=np.int64)
@@ -223,7 +152,9 @@ def _metal_sublattice(colour: NDArray[np.int64], part: NDArray[np.int64], sites:
     return result
 
 
-def _brighter_reading(sides: list[NDArray[np.bool_]], sites: Sites, material: Material, dopant: str | None) -> int:
+def _brighter_reading(
+    sides: list[NDArray[np.bool_]], sites: Sites, material: Material, dopant: str | None
+) -> int:
     """Which of two sets of columns is the metal sublattice, by intensity alone."""
     metal, chalcogen = material.species
     expected = math.log(intensity_of(metal) / (2.0 * intensity_of(chalcogen)))
@@ -234,16 +165,27 @@ def _brighter_reading(sides: list[NDArray[np.bool_]], sites: Sites, material: Ma
         if len(value) < 8 or _typical(value) <= 0:
             return 0
         unit = _typical(value)
-        mixtures.append((unit, fit_mixture(value / unit, np.where(np.isfinite(sigma), sigma, 0.1 * unit) / unit)))
+        mixtures.append(
+            (unit, fit_mixture(value / unit, np.where(np.isfinite(sigma), sigma, 0.1 * unit) / unit))
+        )
     score = []
     for m in (0, 1):
         (unit_m, mix_m), (unit_c, mix_c) = mixtures[m], mixtures[1 - m]
-        score.append(max(
-            one.log_odds + two.log_odds
-            - 0.5 * min(6.0, abs(math.log(max(unit_m * one.mean, 1e-6) / max(unit_c * two.mean, 1e-6)) - expected)
-                        / _RATIO_TOLERANCE) ** 2
-            for one in _read_as(mix_m, material, on_metal=True, dopant=dopant)
-            for two in _read_as(mix_c, material, on_metal=False, dopant=dopant)))
+        score.append(
+            max(
+                one.log_odds
+                + two.log_odds
+                - 0.5
+                * min(
+                    6.0,
+                    abs(math.log(max(unit_m * one.mean, 1e-6) / max(unit_c * two.mean, 1e-6)) - expected)
+                    / _RATIO_TOLERANCE,
+                )
+                ** 2
+                for one in _read_as(mix_m, material, on_metal=True, dopant=dopant)
+                for two in _read_as(mix_c, material, on_metal=False, dopant=dopant)
+            )
+        )
     return 0 if score[0] >= score[1] else 1
 
 
@@ -252,7 +194,9 @@ def _typical(values: NDArray[np.float64]) -> float:
     return float(np.median(values)) if len(values) else float("nan")
 
 
-def _gain(yx: NDArray[np.float64], value: NDArray[np.float64], reference: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _gain(
+    yx: NDArray[np.float64], value: NDArray[np.float64], reference: NDArray[np.bool_]
+) -> NDArray[np.float64]:
     """Slow variation of brightness over the image, from the sublattice that is least alloyed."""
     index = np.flatnonzero(reference & np.isfinite(value))
     if len(index) < 40:
@@ -300,7 +244,9 @@ def classify_columns(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np
             if on_metal:
                 host = _host_component(mixture, material, unit, value, metal, dopant)
             else:
-                host = max(_read_as(mixture, material, on_metal=False, dopant=dopant), key=lambda r: r.log_odds).host
+                host = max(
+                    _read_as(mixture, material, on_metal=False, dopant=dopant), key=lambda r: r.log_odds
+                ).host
             component = mixture.posterior.argmax(axis=1)
             for k in range(len(mixture.mean)):
                 members = index[component == k]
@@ -312,7 +258,9 @@ def classify_columns(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np
                 kind[members] = name
                 species[members] = symbol
                 chance = 1.0 / (1.0 + sum(p for _, p in others))
-                probability[members] = mixture.posterior[component == k, k] * (chance if name != "unknown" else 1.0)
+                probability[members] = mixture.posterior[component == k, k] * (
+                    chance if name != "unknown" else 1.0
+                )
                 if name not in kinds:
                     kinds.append(name)
                     rivals.append(others)
@@ -323,7 +271,8 @@ def _host_component(mixture: Mixture, material: Material, unit: float, value: ND
                     metal: NDArray[np.bool_], dopant: str | None) -> int:
     """The host among the components of the metal sublattice.
 
-    In an alloy near one half the more frequent one need not be the host; the level of the chalcogen sublattice tells.
+    In an alloy near one half the more frequent one need not be the host; the level of the chalcogen
+    sublattice tells.
     """
     level = _typical(value[~metal])
     expected = math.log(intensity_of(material.species[0]) / (2.0 * intensity_of(material.species[1])))
@@ -337,7 +286,9 @@ def _host_component(mixture: Mixture, material: Material, unit: float, value: ND
     return max(_read_as(mixture, material, on_metal=True, dopant=dopant), key=odds).host
 
 
-def _possible(material: Material, *, on_metal: bool, dopant: str | None) -> dict[str, tuple[float, float, str]]:
+def _possible(
+    material: Material, *, on_metal: bool, dopant: str | None
+) -> dict[str, tuple[float, float, str]]:
     """Everything that may stand on a site: name -> (intensity over the host's, how common, element)."""
     metal, chalcogen = material.species
     one, two = intensity_of(chalcogen), 2.0 * intensity_of(chalcogen)
@@ -380,6 +331,10 @@ def name_component(ratio: float, material: Material, *, on_metal: bool,
     best = max(odds, key=lambda k: odds[k])
     if abs(log_ratio - math.log(readings[best][0])) > 3.5 * _RATIO_TOLERANCE:
         return "unknown", metal if on_metal else chalcogen, ()
-    rivals = tuple(sorted(((k, v / odds[best]) for k, v in odds.items() if k != best and v * 3.0 >= odds[best]),
-                          key=lambda item: -item[1]))
+    rivals = tuple(
+        sorted(
+            ((k, v / odds[best]) for k, v in odds.items() if k != best and v * 3.0 >= odds[best]),
+            key=lambda item: -item[1],
+        )
+    )
     return best, readings[best][2], rivals

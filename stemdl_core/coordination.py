@@ -1,8 +1,9 @@
 """How many bonds a dopant has, as probabilities from measured lengths and their uncertainty.
 
-Every host atom with a bond to spare near a dopant is bonded or not. Bonded ones lie within a known range of projected
-lengths, those left alone at the distance that the hole dictates; the measured length, with its uncertainty, weighs
-the two. All readings of a cluster are then enumerated, so that a name carries its probability and its rivals.
+Every host atom with a bond to spare near a dopant is bonded or not. Bonded ones lie within a known range of
+projected lengths, those left alone at the distance that the hole dictates; the measured length, with its
+uncertainty, weighs the two. All readings of a cluster are then enumerated, so that a name carries its
+probability and its rivals.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .graph import DEFAULT_SIGMA_PM, DOPANT_HOST_LIMIT, DOPANT_PAIR_LIMIT, AtomGraph
+from .bonding import DOPANT_HOST_LIMIT, DOPANT_PAIR_LIMIT
+from .graph import DEFAULT_SIGMA_PM, AtomGraph
 from .materials import bond_length_pm
 
-#: Widths (standard deviation) of the lengths of bonds and of contacts that are none, over the sum of covalent radii:
-#: Si-C bonds spread from 150 to 200 pm, contacts from 235 pm up; the readings balance at the graph's limits.
+#: Widths (standard deviation) of the lengths of bonds and of contacts that are none, over the sum of covalent
+#: radii: Si-C bonds spread from 150 to 200 pm, contacts from 235 pm up; the readings balance at the graph's
+#: limits.
 _BONDED_WIDTH, _APART_WIDTH = 0.085, 0.085
 _BONDED_REACH = 0.17
-#: Log-odds in favour of a bond where a host atom would otherwise lack one: beside a cluster carbon hardly ever keeps
-#: a dangling bond; beside a single dopant it may (the vacancy-silicon complex).
+#: Log-odds in favour of a bond where a host atom would otherwise lack one: beside a cluster carbon hardly
+#: ever keeps a dangling bond; beside a single dopant it may (the vacancy-silicon complex).
 _LACKING_CLUSTER, _LACKING_SINGLE = 3.0, 0.0
-#: A single dopant in a divacancy: by how much the farthest of the four carbon atoms is farther than the mean of the
-#: others, when bonded (4-fold) and when left alone (vacancy complex), and the spread of both, over the sum of covalent
-#: radii. 4-fold is the more common.
+#: A single dopant in a divacancy: by how much the farthest of the four carbon atoms is farther than the mean
+#: of the others, when bonded (4-fold) and when left alone (vacancy complex), and the spread of both, over the
+#: sum of covalent radii. 4-fold is the more common.
 _FOURTH_BONDED, _FOURTH_ALONE = (0.02, 0.04), (0.35, 0.08)
 _FOURFOLD_PRIOR = 0.7
 #: More ambiguous contacts than this are not enumerated: the most certain ones are taken as they are.
@@ -112,10 +115,11 @@ def _contact(graph: AtomGraph, i: int, j: int, bonded: bool, prior: float) -> Co
 
 
 def weigh_fourth(items: list[Contact], pair_pm: float) -> list[Contact]:
-    """For a single dopant with four contacts, judge the farthest by the shape of all four, not by its length alone.
+    """Judge the farthest of a single dopant's four contacts by the shape of all four, not by its length.
 
-    A dopant that leaves one carbon atom alone moves away from it and towards the others: the difference between the
-    farthest contact and the mean of the rest carries more than its length, and is free of errors of scale.
+    A dopant that leaves one carbon atom alone moves away from it and towards the others: the difference
+    between the farthest contact and the mean of the rest carries more than its length, and is free of errors
+    of scale.
     """
     if len(items) != 4:
         return items

@@ -15,10 +15,11 @@ from .materials import get_material
 
 #: Formats by the end of the file's name; ASE's names.
 FORMATS = {".vasp": "vasp", ".poscar": "vasp", ".cif": "cif", ".xyz": "extxyz"}
-#: Half the distance of the two chalcogens of a column [Angstrom] (Rasmussen & Thygesen, J. Phys. Chem. C 2015).
+#: Half the distance of the two chalcogens of a column [Angstrom] (Rasmussen & Thygesen, J. Phys. Chem. C
+#: 2015).
 CHALCOGEN_HEIGHT = {"S": 1.56, "Se": 1.67, "Te": 1.80}
-#: Start heights of foreign atoms of the second row and beyond in graphene [Angstrom]: a flat start is a saddle point,
-#: from which no relaxation finds the buckled 3-fold site.
+#: Start heights of foreign atoms of the second row and beyond in graphene [Angstrom]: a flat start is a
+#: saddle point, from which no relaxation finds the buckled 3-fold site.
 THREE_FOLD_HEIGHT = 0.9
 
 
@@ -36,14 +37,14 @@ def defect_cutout(analysis: FrameAnalysis, defect_id: int, *, radius_nm: float =
     vacuum_nm : float
         Empty space between the cut-out and its periodic images, also along z [nm].
     relative_to_host : bool
-        Scale positions so that the host's mean bond is the material's: what remains of a calibration error must not
-        strain the calculation.
+        Scale positions so that the host's mean bond is the material's: what remains of a calibration error
+        must not strain the calculation.
 
     Returns
     -------
     ase.Atoms
-        z is the height above the sheet, an estimate (images show projections); the array ``defect`` is 1 for the
-        defect's own atoms; ``info`` says what it is. Carbon at the rim wants saturating with hydrogen.
+        z is the height above the sheet, an estimate (images show projections); the array ``defect`` is 1 for
+        the defect's own atoms; ``info`` says what it is. Carbon at the rim wants saturating with hydrogen.
 
     Raises
     ------
@@ -82,8 +83,14 @@ def defect_cutout(analysis: FrameAnalysis, defect_id: int, *, radius_nm: float =
     atoms.set_cell(high - low + gap)
     atoms.positions += 0.5 * gap - low
     atoms.pbc = True
-    atoms.info.update({"defect": defect.name, "frame": analysis.frame, "center_px": list(map(float, defect.center_px)),
-                       "probability": float(defect.probability)})
+    atoms.info.update(
+        {
+            "defect": defect.name,
+            "frame": analysis.frame,
+            "center_px": list(map(float, defect.center_px)),
+            "probability": float(defect.probability),
+        }
+    )
     return atoms
 
 
@@ -112,7 +119,9 @@ def write_cutout(path: Path | str, atoms: ase.Atoms) -> None:
     target = Path(path)
     kind = "vasp" if target.name.upper().startswith("POSCAR") else FORMATS.get(target.suffix.lower())
     if kind is None:
-        raise StemdlError(f"cannot write {target.name}: a cut-out's name ends in {', '.join(FORMATS)} or is POSCAR")
+        raise StemdlError(
+            f"cannot write {target.name}: a cut-out's name ends in {', '.join(FORMATS)} or is POSCAR"
+        )
     text: io.StringIO | io.BytesIO
     if kind == "vasp":
         text = io.StringIO()

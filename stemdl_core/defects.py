@@ -39,8 +39,8 @@ def find_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | None =
     ----------
     graph : AtomGraph
     vacancies_px : (K, 2) array, optional
-        Where the network sees missing atoms (y, x) [px]. With it, a hole that only the graph shows (one atom was
-        perhaps overlooked) is less probable.
+        Where the network sees missing atoms (y, x) [px]. With it, a hole that only the graph shows (one atom
+        was perhaps overlooked) is less probable.
 
     Returns
     -------
@@ -53,9 +53,15 @@ def find_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | None =
         return Defects()
     holes = None if vacancies_px is None else graph.pixel_size.to_nm(vacancies_px).reshape(-1, 2)
     dopants = np.flatnonzero(graph.foreign)
-    found = [d for group in _dopant_groups(graph, dopants) if (d := _dopant_defect(graph, group, holes)) is not None]
+    found = [
+        d
+        for group in _dopant_groups(graph, dopants)
+        if (d := _dopant_defect(graph, group, holes)) is not None
+    ]
     found += _ring_defects(graph, dopants, holes)
-    found += [_light_defect(graph, site, symbol, chance) for site, symbol, chance in light_substitutions(graph)]
+    found += [
+        _light_defect(graph, site, symbol, chance) for site, symbol, chance in light_substitutions(graph)
+    ]
     return _numbered(found)
 
 
@@ -64,7 +70,8 @@ def _numbered(found: Iterable[Defect]) -> Defects:
     return Defects(tuple(replace(d, id=k) for k, d in enumerate(ordered)))
 
 
-# --- foreign atoms ---------------------------------------------------------------------------------------------
+# --- foreign atoms
+# ---------------------------------------------------------------------------------------------
 
 
 def _dopant_groups(graph: AtomGraph, dopants: NDArray[np.int64]) -> list[list[int]]:
@@ -100,7 +107,8 @@ def _in_view(graph: AtomGraph, site: int) -> bool:
 class _Region:
     """What the rings around a group of dopants tell.
 
-    Missing host sites, None where they are not all in view; whether the network sees a hole in the largest ring.
+    Missing host sites, None where they are not all in view; whether the network sees a hole in the largest
+    ring.
     """
 
     missing: int | None
@@ -120,7 +128,7 @@ def _region(graph: AtomGraph, group: list[int], holes_nm: NDArray[np.float64] | 
 
 
 def _widest_deg(graph: AtomGraph, at: int, others: set[int]) -> float:
-    """The widest angle between neighbouring bonds of an atom [deg]; 120 for a threefold one, 150-165 by a vacancy."""
+    """Widest angle between neighbouring bonds of an atom [deg]: 120 if threefold, 150-165 by a vacancy."""
     steps = graph.yx_nm[sorted(others)] - graph.yx_nm[at]
     angle = np.sort(np.degrees(np.arctan2(steps[:, 0], steps[:, 1])))
     return float(np.max(np.diff(np.append(angle, angle[0] + 360.0))))
@@ -135,8 +143,8 @@ def _dopant_name(graph: AtomGraph, group: list[int], reading: Reading, region: _
         if n == 4:
             return f"{symbol}-C4"
         if n == 3:
-            # The rings may lack an atom that was merely overlooked: the dopant's own distortion has to agree, or
-            # the network has to see the hole.
+            # The rings may lack an atom that was merely overlooked: the dopant's own distortion has to agree,
+            # or the network has to see the hole.
             widest = _widest_deg(graph, group[0], hosts)
             if region.missing is None:
                 vacant = widest > DISTORTED_DEG + 10.0
@@ -169,33 +177,51 @@ def _dopant_defect(graph: AtomGraph, group: list[int], holes_nm: NDArray[np.floa
     name, chance = ranked[0]
     best = by_name[name][0]
     if len(visible) < len(group):
-        # Part of the cluster may lie beyond the border: what is seen is kept, without a claim to be all of it.
+        # Part of the cluster may lie beyond the border: what is seen is kept, without a claim to be all of
+        # it.
         name = "unknown"
     hosts = sorted({j for _, j in best.bonds if not graph.foreign[j]})
     sites = (*sorted(group), *hosts)
     found = np.sqrt(np.prod(graph.sites.score[list(sites)])) if len(sites) else 1.0
     return Defect(
-        id=0, name=name, composition=composition_of(graph, sites), site_ids=sites,
-        center_px=center_of_mass(graph, sites), missing_atoms=max(0, region.missing or 0),
-        bonds=bonds_of(graph, best.bonds), angles=ring_angles(graph, group, best.bonds), probability=float(chance * found),
+        id=0,
+        name=name,
+        composition=composition_of(graph, sites),
+        site_ids=sites,
+        center_px=center_of_mass(graph, sites),
+        missing_atoms=max(0, region.missing or 0),
+        bonds=bonds_of(graph, best.bonds),
+        angles=ring_angles(graph, group, best.bonds),
+        probability=float(chance * found),
         alternatives=tuple((n, float(p * found)) for n, p in ranked[1:] if p * AMBIGUITY >= chance),
-        coordination=coordination(items, sorted(group)))
+        coordination=coordination(items, sorted(group)),
+    )
 
 
 def _light_defect(graph: AtomGraph, site: int, symbol: str, chance: float) -> Defect:
     bonds = frozenset((site, j) for j in graph.neighbours[site])
     sites = (site, *sorted(graph.neighbours[site]))
-    return Defect(id=0, name=f"{symbol}-C3", composition={symbol: 1, "C": len(bonds)}, site_ids=sites,
-                  center_px=center_of_mass(graph, sites), bonds=bonds_of(graph, bonds),
-                  angles=ring_angles(graph, [site], bonds), probability=chance,
-                  alternatives=((("pristine", 1.0 - chance),) if (1.0 - chance) * AMBIGUITY >= chance else ()),
-                  coordination={site: {len(bonds): 1.0}})
+    return Defect(
+        id=0,
+        name=f"{symbol}-C3",
+        composition={symbol: 1, "C": len(bonds)},
+        site_ids=sites,
+        center_px=center_of_mass(graph, sites),
+        bonds=bonds_of(graph, bonds),
+        angles=ring_angles(graph, [site], bonds),
+        probability=chance,
+        alternatives=((("pristine", 1.0 - chance),) if (1.0 - chance) * AMBIGUITY >= chance else ()),
+        coordination={site: {len(bonds): 1.0}},
+    )
 
 
-# --- rings and holes -------------------------------------------------------------------------------------------
+# --- rings and holes
+# -------------------------------------------------------------------------------------------
 
 
-def _ring_defects(graph: AtomGraph, dopants: NDArray[np.int64], holes_nm: NDArray[np.float64] | None) -> list[Defect]:
+def _ring_defects(
+    graph: AtomGraph, dopants: NDArray[np.int64], holes_nm: NDArray[np.float64] | None
+) -> list[Defect]:
     odd = graph.inside & (graph.faces.size != 6)
     odd[list(dopant_faces(graph, dopants.tolist()))] = False
     clusters = [describe(graph, group) for group in group_faces(graph, np.flatnonzero(odd).tolist())]
@@ -223,10 +249,10 @@ def _ring_defects(graph: AtomGraph, dopants: NDArray[np.int64], holes_nm: NDArra
 
 
 def ring_name(cluster: Cluster) -> tuple[str, float] | None:
-    """Name of a cluster of odd rings with its probability; '5-7' for a piece of a boundary; None if it is no defect.
+    """Name of a cluster of odd rings and its probability: '5-7' for a piece of a boundary, None if no defect.
 
-    A face that lacks no atom (two hexagons that lost the bond between them to noise) is no defect. A defect that
-    lost one bond to noise is recognised by what is left of its rings.
+    A face that lacks no atom (two hexagons that lost the bond between them to noise) is no defect. A defect
+    that lost one bond to noise is recognised by what is left of its rings.
     """
     sizes, missing = cluster.sizes, cluster.missing
     if missing is None:
@@ -270,8 +296,11 @@ def _chains(graph: AtomGraph, pieces: list[Cluster]) -> list[list[Cluster]]:
             k = queue.pop()
             chain.append(pieces[k])
             here = graph.yx_nm[list(pieces[k].atoms)]
-            near = [m for m in todo
-                    if cKDTree(here).query(graph.yx_nm[list(pieces[m].atoms)])[0].min() < CHAIN_REACH_NM - 0.3]
+            near = [
+                m
+                for m in todo
+                if cKDTree(here).query(graph.yx_nm[list(pieces[m].atoms)])[0].min() < CHAIN_REACH_NM - 0.3
+            ]
             todo = [m for m in todo if m not in near]
             queue += near
         chains.append(chain)

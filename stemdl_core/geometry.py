@@ -32,7 +32,9 @@ def bonds_of(graph: AtomGraph, pairs: Iterable[tuple[int, int]]) -> tuple[Defect
     result = []
     for a, b in sorted((min(p), max(p)) for p in pairs):
         length = 1e3 * float(np.hypot(*(graph.yx_nm[a] - graph.yx_nm[b])))
-        result.append(DefectBond(a, b, length, float(np.hypot(graph.sites.sigma_pm[a], graph.sites.sigma_pm[b]))))
+        result.append(
+            DefectBond(a, b, length, float(np.hypot(graph.sites.sigma_pm[a], graph.sites.sigma_pm[b])))
+        )
     return tuple(result)
 
 
@@ -62,5 +64,9 @@ def angle_between(graph: AtomGraph, a: int, at: int, b: int) -> DefectAngle:
     cosine = min(1.0, max(-1.0, float(u @ v) / (nu * nv)))
     across_u, across_v = np.array([-u[1], u[0]]) / nu**2, np.array([-v[1], v[0]]) / nv**2
     sigma = [1e-3 * float(graph.sites.sigma_pm[i]) for i in (a, at, b)]
-    variance = (sigma[0] / nu) ** 2 + (sigma[2] / nv) ** 2 + sigma[1] ** 2 * float(np.sum((across_u - across_v) ** 2))
+    variance = (
+        (sigma[0] / nu) ** 2
+        + (sigma[2] / nv) ** 2
+        + sigma[1] ** 2 * float(np.sum((across_u - across_v) ** 2))
+    )
     return DefectAngle(a, at, b, math.degrees(math.acos(cosine)), math.degrees(math.sqrt(variance)))

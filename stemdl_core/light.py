@@ -6,28 +6,35 @@ import numpy as np
 
 from .graph import AtomGraph
 
-#: Annular dark-field intensity goes as the atomic number to about this power (Krivanek et al., Nature 464, 571
-#: (2010): 1.64 for their detector; 1.5-1.7 in general).
+#: Annular dark-field intensity goes as the atomic number to about this power (Krivanek et al., Nature 464,
+#: 571 (2010): 1.64 for their detector; 1.5-1.7 in general).
 Z_EXPONENT = 1.64
-#: Standard deviations by which a column has to depart from its neighbours: with a thousand columns a frame, one
-#: false call in a hundred frames needs 4.5 for a Gaussian; measured tails are heavier.
+#: Standard deviations by which a column has to depart from its neighbours: with a thousand columns a frame,
+#: one false call in a hundred frames needs 4.5 for a Gaussian; measured tails are heavier.
 STRICT_Z = 5.0
 
 
 def light_substitutions(graph: AtomGraph) -> list[tuple[int, str, float]]:
     """(site, element, probability) of host columns whose intensity is that of nitrogen or boron.
 
-    A column is compared with its neighbourhood (0.45 nm), so that thickness and contamination gradients cancel, and
-    only columns with three bonds inside three hexagons count: beside holes and heavy atoms the probe's tails shift
-    intensities.
+    A column is compared with its neighbourhood (0.45 nm), so that thickness and contamination gradients
+    cancel, and only columns with three bonds inside three hexagons count: beside holes and heavy atoms the
+    probe's tails shift intensities.
     """
     intensity, sigma = graph.sites.intensity, graph.sites.intensity_sigma
     usable = np.isfinite(intensity) & np.isfinite(sigma) & ~graph.foreign
     if np.sum(usable) < 40:
         return []
     calm = usable & (graph.degree == 3) & ~graph.sites.edge
-    hexagon = np.bincount(graph.faces.start, weights=(graph.inside & (graph.faces.size == 6))[graph.faces.face],
-                          minlength=len(usable)) if len(graph.faces) else np.zeros(len(usable))
+    hexagon = (
+        np.bincount(
+            graph.faces.start,
+            weights=(graph.inside & (graph.faces.size == 6))[graph.faces.face],
+            minlength=len(usable),
+        )
+        if len(graph.faces)
+        else np.zeros(len(usable))
+    )
     calm &= hexagon == 3
     near_dopant = np.zeros(len(usable), dtype=bool)
     a, b = graph.bonds.a, graph.bonds.b
@@ -44,7 +51,9 @@ def light_substitutions(graph: AtomGraph) -> list[tuple[int, str, float]]:
     weight = usable.astype(float)
     value = np.where(usable, intensity, 0.0)
     first = np.bincount(a, weights=value[b], minlength=len(usable)) + np.bincount(b, value[a], len(usable))
-    first_n = np.bincount(a, weights=weight[b], minlength=len(usable)) + np.bincount(b, weight[a], len(usable))
+    first_n = np.bincount(a, weights=weight[b], minlength=len(usable)) + np.bincount(
+        b, weight[a], len(usable)
+    )
     total = np.bincount(a, first[b], len(usable)) + np.bincount(b, first[a], len(usable))
     count = np.bincount(a, first_n[b], len(usable)) + np.bincount(b, first_n[a], len(usable))
     # Every atom is its own second neighbour three times over.

@@ -44,10 +44,20 @@ def find_mx2_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | No
             rivals = (("pristine", host_chance),)
         pairs = [(i, j) for j in around]
         missing = {f"V_{graph.material.species[1]}": 1, f"V_{graph.material.species[1]}2": 2}.get(name, 0)
-        found.append(Defect(id=0, name=name, composition=composition_of(graph, sites), site_ids=sites,
-                            center_px=(float(graph.sites.y_px[i]), float(graph.sites.x_px[i])),
-                            missing_atoms=missing, bonds=bonds_of(graph, pairs), angles=ring_angles(graph, [i], pairs),
-                            probability=chance, alternatives=rivals))
+        found.append(
+            Defect(
+                id=0,
+                name=name,
+                composition=composition_of(graph, sites),
+                site_ids=sites,
+                center_px=(float(graph.sites.y_px[i]), float(graph.sites.x_px[i])),
+                missing_atoms=missing,
+                bonds=bonds_of(graph, pairs),
+                angles=ring_angles(graph, [i], pairs),
+                probability=chance,
+                alternatives=rivals,
+            )
+        )
     return found + _empty_sites(graph, vacancies_px)
 
 
@@ -90,9 +100,17 @@ def _empty_sites(graph: AtomGraph, vacancies_px: NDArray[np.float64] | None) -> 
         if network is not None:
             chance = 0.98 if len(network) and np.min(np.hypot(*(network - at).T)) < 0.08 else 0.5
         y, x = graph.pixel_size.to_px(at)
-        found.append(Defect(id=0, name=f"vac_{metal}" if on_metal else f"V_{chalcogen}2",
-                            composition=composition_of(graph, around), site_ids=tuple(around),
-                            center_px=(float(y), float(x)), missing_atoms=1 if on_metal else 2, probability=chance))
+        found.append(
+            Defect(
+                id=0,
+                name=f"vac_{metal}" if on_metal else f"V_{chalcogen}2",
+                composition=composition_of(graph, around),
+                site_ids=tuple(around),
+                center_px=(float(y), float(x)),
+                missing_atoms=1 if on_metal else 2,
+                probability=chance,
+            )
+        )
     return found
 
 

@@ -13,8 +13,8 @@ class Faces:
     """Faces of a planar graph as closed walks along half-edges.
 
     Half-edge h < E runs from ``a[h]`` to ``b[h]`` of the bond list, half-edge h + E back. Every half-edge has
-    exactly one face on its right-hand side (in y-down image coordinates); the outer contour of a connected part is
-    a face too, with negative area.
+    exactly one face on its right-hand side (in y-down image coordinates); the outer contour of a connected
+    part is a face too, with negative area.
 
     Parameters
     ----------
@@ -92,19 +92,19 @@ def find_faces(yx: ArrayLike, a: ArrayLike, b: ArrayLike) -> Faces:
     twin = (np.arange(2 * n_bonds) + n_bonds) % (2 * n_bonds)
     place = rank[twin] - begin[end]
     following = order[begin[end] + (place - 1) % counts[end]]
-    # The faces are the cycles of the permutation `following`: the smallest member, spread by pointer doubling.
+    # The faces are the cycles of the permutation `following`: the smallest member, spread by pointer
+    # doubling.
     label = np.arange(2 * n_bonds)
     jump = following
     while True:
         spread = np.minimum(label, label[jump])
-        if np.array_equal(spread, label):
-            # Doubling may stall before a long cycle is covered; one single step tells.
-            if np.array_equal(label[following], label):
-                break
+        # Doubling may stall before a long cycle is covered; one single step tells.
+        if np.array_equal(spread, label) and np.array_equal(label[following], label):
+            break
         label, jump = spread, jump[jump]
     first, face = np.unique(label, return_inverse=True)
     size = np.bincount(face, minlength=len(first))
     p, q = points[start], points[end]
     cross = p[:, 1] * q[:, 0] - q[:, 1] * p[:, 0]
     area = 0.5 * np.bincount(face, weights=cross, minlength=len(first))
-    return Faces(start, end, following, face.astype(np.int64), size, area, first)
+    return Faces(start, end, following, face.astype(np.int64), size, area.astype(np.float64), first)

@@ -1,10 +1,11 @@
 """Odd rings: clusters of faces that are not hexagons, and how many atoms they lack.
 
-The number of missing atoms follows from the rim of a cluster alone. Walked along the rim, a perfect honeycomb turns
-by 60 degrees to one side where an atom's third bond points out of the cluster and to the other side where it points
-in (or is missing). The walk, drawn in a perfect sheet, encloses a known number of sites: those that are not there are
-missing. If the drawn walk does not close, the cluster holds a dislocation (its Burgers vector is the gap): a piece of
-a grain boundary. Distances play no part, so distortion and scale change nothing.
+The number of missing atoms follows from the rim of a cluster alone. Walked along the rim, a perfect honeycomb
+turns by 60 degrees to one side where an atom's third bond points out of the cluster and to the other side
+where it points in (or is missing). The walk, drawn in a perfect sheet, encloses a known number of sites:
+those that are not there are missing. If the drawn walk does not close, the cluster holds a dislocation (its
+Burgers vector is the gap): a piece of a grain boundary. Distances play no part, so distortion and scale
+change nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Cluster:
     atoms : tuple of int
         All atoms of the faces, sorted.
     missing : int or None
-        Sites of the perfect sheet without an atom; negative: too many atoms; None where the rim does not close.
+        Sites of the perfect sheet without an atom; negative: too many atoms; None where the rim does not
+        close.
     closed : bool
         Whether the rim closes in the perfect sheet (no dislocation).
     cut : bool
@@ -75,7 +77,7 @@ def group_faces(graph: AtomGraph, faces: Iterable[int]) -> list[tuple[int, ...]]
 
 
 def _rims(graph: AtomGraph, inside: set[int]) -> list[list[tuple[int, int]]]:
-    """Closed walks along the rim of a set of faces: (atom, bonds of the atom inside the set) at every step."""
+    """Closed walks along the rim of a set of faces: (atom, its bonds inside the set) at every step."""
     faces = graph.faces
     rim = {h for f in inside for h in faces.edges(f) if int(faces.face[twin(graph, h)]) not in inside}
     walks = []
@@ -131,7 +133,7 @@ def describe(graph: AtomGraph, group: Iterable[int]) -> Cluster:
 
 
 def _missing(graph: AtomGraph, walk: list[tuple[int, int]], n_atoms: int) -> int | None:
-    """Sites that the walk encloses in a perfect sheet less those that are there; None if it does not close."""
+    """Sites that the walk encloses in a perfect sheet less those there; None if it does not close."""
     direction, at = 0, np.zeros(2)
     corners = []
     for atom, inner in walk:
@@ -142,7 +144,7 @@ def _missing(graph: AtomGraph, walk: list[tuple[int, int]], n_atoms: int) -> int
         # The third bond outward: convex corner; inward or absent: concave.
         direction += 1 if outward == 1 else -1
         angle = direction * math.pi / 3.0
-        at = at + [math.sin(angle), math.cos(angle)]
+        at = at + np.array([math.sin(angle), math.cos(angle)])
     if direction != 6 or np.hypot(*at) > 0.1:
         return None
     hexagons = abs(_area(np.array(corners))) / (1.5 * math.sqrt(3.0))
@@ -177,8 +179,8 @@ def dopant_faces(graph: AtomGraph, dopants: Iterable[int]) -> set[int]:
 def misorientation_deg(graph: AtomGraph, atoms: Iterable[int], *, reach_nm: float = 1.6) -> float:
     """Angle between the lattices on both sides of a chain of rings [deg], 0-30; NaN where it cannot be told.
 
-    The chain's principal axis divides the surroundings; on each side the directions of the bonds are averaged with
-    their threefold bond symmetry (sixfold, not knowing the sublattice).
+    The chain's principal axis divides the surroundings; on each side the directions of the bonds are averaged
+    with their threefold bond symmetry (sixfold, not knowing the sublattice).
     """
     chain = graph.yx_nm[sorted(atoms)]
     if len(chain) < 3:

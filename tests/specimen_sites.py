@@ -1,4 +1,4 @@
-"""Sites as a perfect detector would deliver them, with stated errors: the chemistry is tested apart from detection."""
+"""Sites as a perfect detector delivers them, with stated errors: chemistry tested apart from detection."""
 
 from __future__ import annotations
 
@@ -36,14 +36,24 @@ def observed(specimen: Specimen, rng: np.random.Generator, *, noise_pm: float = 
     px = (yx + rng.normal(0, 1e-3 * noise_pm, yx.shape)) * scale / PIXEL_NM - 0.5
     host = get_material(specimen.material)
     species = symbols if host.kind == "honeycomb" else np.full(len(yx), host.species[0])
-    sites = Sites.from_columns(y_px=px[:, 0], x_px=px[:, 1], species=species, sigma_pm=np.full(len(yx), max(noise_pm, 0.5)),
-                               intensity=brightness, intensity_sigma=np.full(len(yx), intensity_noise))
+    sites = Sites.from_columns(
+        y_px=px[:, 0],
+        x_px=px[:, 1],
+        species=species,
+        sigma_pm=np.full(len(yx), max(noise_pm, 0.5)),
+        intensity=brightness,
+        intensity_sigma=np.full(len(yx), intensity_noise),
+    )
     return sites, (round(height * scale / PIXEL_NM), round(width * scale / PIXEL_NM))
 
 
-def graph_of(sites: Sites, shape: tuple[int, int], material: str = "graphene", dopant: str | None = None) -> AtomGraph:
+def graph_of(
+    sites: Sites, shape: tuple[int, int], material: str = "graphene", dopant: str | None = None
+) -> AtomGraph:
     """The bond graph at the nominal pixel size."""
-    return build_graph(sites, material=get_material(material), pixel_size=PixelSize(PIXEL_NM), shape=shape, dopant=dopant)
+    return build_graph(
+        sites, material=get_material(material), pixel_size=PixelSize(PIXEL_NM), shape=shape, dopant=dopant
+    )
 
 
 def names_of(sites: Sites, shape: tuple[int, int], material: str = "graphene") -> list[str]:

@@ -50,22 +50,36 @@ def test_mixed_fields_reach_the_stated_precision_and_recall():
         fov = float(rng.uniform(2.5, 5.0))
         specimen = random_specimen("graphene", fov, rng, boundary_probability=0.0)
         sites, shape = observed(specimen, rng, noise_pm=7.0)
-        found = [(d.name, (np.array(d.center_px) + 0.5) * PIXEL_NM) for d in find_defects(graph_of(sites, shape))]
-        inside = [d for d in specimen.defects if 0.6 < min(d.center_nm) and max(d.center_nm) < fov - 0.6]
+        found = [
+            (d.name, (np.array(d.center_px) + 0.5) * PIXEL_NM) for d in find_defects(graph_of(sites, shape))
+        ]
+        inside = [d for d in specimen.defects if min(d.center_nm) > 0.6 and max(d.center_nm) < fov - 0.6]
         for truth in inside:
             right = [f for f in found if f[0] == truth.name and np.hypot(*(f[1] - truth.center_nm)) < 0.1]
             hits, missed = hits + bool(right), missed + (not right)
-        false += sum(1 for name, at in found if 0.6 < at.min() and at.max() < fov - 0.6
-                     and not any(name == d.name and np.hypot(*(at - d.center_nm)) < 0.1 for d in specimen.defects))
+        false += sum(
+            1
+            for name, at in found
+            if at.min() > 0.6
+            and at.max() < fov - 0.6
+            and not any(name == d.name and np.hypot(*(at - d.center_nm)) < 0.1 for d in specimen.defects)
+        )
     assert hits > 30
     assert hits / (hits + missed) >= 0.97
     assert hits / (hits + false) >= 0.97
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kind=st.sampled_from(["Si-C3", "Si-C4", "Si-C3+V", "Si2C5", "Si3C6", "Si4C6", "DV(5-8-5)", "SW(55-77)", "V4"]),
-       turn=st.floats(0.0, 360.0), mirror=st.booleans(), shift=st.floats(0.0, 30.0), scale=st.floats(0.95, 1.05),
-       seed=st.integers(0, 99))
+@given(
+    kind=st.sampled_from(
+        ["Si-C3", "Si-C4", "Si-C3+V", "Si2C5", "Si3C6", "Si4C6", "DV(5-8-5)", "SW(55-77)", "V4"]
+    ),
+    turn=st.floats(0.0, 360.0),
+    mirror=st.booleans(),
+    shift=st.floats(0.0, 30.0),
+    scale=st.floats(0.95, 1.05),
+    seed=st.integers(0, 99),
+)
 def test_names_do_not_change_with_the_point_of_view(kind, turn, mirror, shift, scale, seed):
     rng = np.random.default_rng(seed)
     specimen = add_defect(graphene(fov_nm=3.6), kind, (1.8, 1.8), rng=rng)
@@ -80,10 +94,15 @@ def test_names_do_not_change_with_the_point_of_view(kind, turn, mirror, shift, s
     moved = sites.select(near).replace(y_px=yx[:, 0], x_px=yx[:, 1]).select(shuffle)
     # Atoms far away: another patch of sheet beyond a gap.
     patch = observed(graphene(fov_nm=1.0, margin_nm=0.1), rng, noise_pm=3.0)[0]
-    far = Sites.from_columns(y_px=np.append(moved.y_px, patch.y_px + 500), x_px=np.append(moved.x_px, patch.x_px),
-                             species=np.append(moved.species, patch.species),
-                             sigma_pm=np.append(moved.sigma_pm, patch.sigma_pm))
-    found = [d for d in find_defects(graph_of(far, (700, 700))) if np.hypot(*(d.center_px - middle - shift)) < 80]
+    far = Sites.from_columns(
+        y_px=np.append(moved.y_px, patch.y_px + 500),
+        x_px=np.append(moved.x_px, patch.x_px),
+        species=np.append(moved.species, patch.species),
+        sigma_pm=np.append(moved.sigma_pm, patch.sigma_pm),
+    )
+    found = [
+        d for d in find_defects(graph_of(far, (700, 700))) if np.hypot(*(d.center_px - middle - shift)) < 80
+    ]
     assert [d.name for d in found] == [d.name for d in reference] == [kind]
     assert dict(found[0].composition) == dict(reference[0].composition)
 
@@ -103,11 +122,13 @@ def test_bonds_and_angles_with_their_error_bars(rng):
 
 
 def test_paper_table_of_projected_geometry(rng):
-    """Si-C3 about 150 pm and 120 deg; Si-C4 172-178 pm and 90 deg (Ziatdinov et al. 2017; planar DFT 177-179)."""
-    three = find_defects(graph_of(*observed(add_defect(graphene(fov_nm=3.0), "Si-C3", (1.5, 1.5), rng=rng), rng,
-                                            noise_pm=1.0)))[0]
-    four = find_defects(graph_of(*observed(add_defect(graphene(fov_nm=3.0), "Si-C4", (1.5, 1.5), rng=rng), rng,
-                                           noise_pm=1.0)))[0]
+    """Si-C3 about 150 pm and 120 deg; Si-C4 172-178 pm and 90 deg (Ziatdinov et al. 2017; DFT 177-179)."""
+    three = find_defects(
+        graph_of(*observed(add_defect(graphene(fov_nm=3.0), "Si-C3", (1.5, 1.5), rng=rng), rng, noise_pm=1.0))
+    )[0]
+    four = find_defects(
+        graph_of(*observed(add_defect(graphene(fov_nm=3.0), "Si-C4", (1.5, 1.5), rng=rng), rng, noise_pm=1.0))
+    )[0]
     assert np.mean([b.length_pm for b in three.bonds]) == pytest.approx(150.0, abs=5.0)
     np.testing.assert_allclose([g.deg for g in three.angles], 120.0, atol=5.0)
     assert np.mean([b.length_pm for b in four.bonds]) == pytest.approx(176.0, abs=6.0)
@@ -116,8 +137,12 @@ def test_paper_table_of_projected_geometry(rng):
 
 
 def test_rotor_and_centred_rotor_differ_in_their_bonds(rng):
-    three = find_defects(graph_of(*observed(add_defect(graphene(fov_nm=3.0), "Si3C6", (1.5, 1.5), rng=rng), rng)))[0]
-    four = find_defects(graph_of(*observed(add_defect(graphene(fov_nm=3.0), "Si4C6", (1.5, 1.5), rng=rng), rng)))[0]
+    three = find_defects(
+        graph_of(*observed(add_defect(graphene(fov_nm=3.0), "Si3C6", (1.5, 1.5), rng=rng), rng))
+    )[0]
+    four = find_defects(
+        graph_of(*observed(add_defect(graphene(fov_nm=3.0), "Si4C6", (1.5, 1.5), rng=rng), rng))
+    )[0]
     silicon = {i for i, n in three.coordination.items()}
     assert sum(b.a in silicon and b.b in silicon for b in three.bonds) == 3
     silicon = {i for i, n in four.coordination.items()}
@@ -191,7 +216,9 @@ def test_grain_boundary_is_one_defect_with_its_misorientation():
         truth = specimen.defects[0]
         overlap = len(set(found.site_ids)) / len(truth.site_ids)
         assert 0.85 < overlap < 1.2
-        assert misorientation_deg(graph, found.site_ids) == pytest.approx(min(truth.angle_deg, 60 - truth.angle_deg), abs=2.0)
+        assert misorientation_deg(graph, found.site_ids) == pytest.approx(
+            min(truth.angle_deg, 60 - truth.angle_deg), abs=2.0
+        )
 
 
 def test_light_atoms_by_contrast_only_when_clear(rng):
@@ -209,12 +236,16 @@ def test_light_atoms_by_contrast_only_when_clear(rng):
 
 def test_distortion_of_the_scan_is_corrected_before_lengths_are_taken(rng):
     specimen = add_defect(graphene(fov_nm=3.0), "Si-C4", (1.5, 1.5), rng=rng)
-    sites, shape = observed(specimen, rng, noise_pm=2.0)
+    sites, _shape = observed(specimen, rng, noise_pm=2.0)
     stretch = np.array([[1.06, 0.03], [0.0, 1 / 1.06]])
     yx = sites.yx_px @ np.linalg.inv(stretch).T
     size = PixelSize(PIXEL_NM, "lattice", None, tuple(map(tuple, stretch)))
-    graph = build_graph(sites.replace(y_px=yx[:, 0], x_px=yx[:, 1]), material=get_material("graphene"), pixel_size=size,
-                        shape=(400, 400))
+    graph = build_graph(
+        sites.replace(y_px=yx[:, 0], x_px=yx[:, 1]),
+        material=get_material("graphene"),
+        pixel_size=size,
+        shape=(400, 400),
+    )
     found = [d for d in find_defects(graph) if d.name == "Si-C4"]
     assert len(found) == 1
     np.testing.assert_allclose([b.length_pm for b in found[0].bonds], 177.0, atol=10.0)

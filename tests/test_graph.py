@@ -76,8 +76,10 @@ def test_roles_in_the_networkx_graph(rng):
     assert sorted(network.nodes[n]["role"] for n in network.neighbors(silicon)) == ["edge"] * 3
 
 
-@pytest.mark.parametrize(("kind", "missing"), [("SV", 1), ("DV(5-8-5)", 2), ("DV(555-777)", 2), ("SW(55-77)", 0),
-                                               ("V3", 3), ("V4", 4), ("V6", 6)])
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [("SV", 1), ("DV(5-8-5)", 2), ("DV(555-777)", 2), ("SW(55-77)", 0), ("V3", 3), ("V4", 4), ("V6", 6)],
+)
 def test_rim_counts_the_missing_atoms(kind, missing, rng):
     sites, shape = observed(add_defect(graphene(fov_nm=3.0), kind, (1.5, 1.5), rng=rng), rng, noise_pm=6.0)
     graph = graph_of(sites, shape)
@@ -104,7 +106,9 @@ def test_masked_faces_are_no_rings_and_their_atoms_are_edges(rng):
     from stemdl_core.graph import build_graph
     from stemdl_core.materials import get_material
 
-    masked = build_graph(sites, material=get_material("graphene"), pixel_size=PixelSize(0.01), shape=shape, mask=mask)
+    masked = build_graph(
+        sites, material=get_material("graphene"), pixel_size=PixelSize(0.01), shape=shape, mask=mask
+    )
     assert masked.rings[6] < plain.rings[6] - 4
     assert masked.sites.edge.sum() > plain.sites.edge.sum() + 10
 

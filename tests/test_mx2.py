@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from specimen_sites import PIXEL_NM, graph_of, observed
 
-from stemdl_core.columns import fit_mixture, name_component
+from stemdl_core.columns import name_component
 from stemdl_core.defects import find_defects
 from stemdl_core.materials import get_material
+from stemdl_core.mixture import fit_mixture
 from stemdl_core.mx2 import alloy_fractions, local_composition
 from stemdl_core.simulate.structures import add_defect, mx2, random_specimen
 
@@ -55,8 +56,12 @@ def test_single_defects_of_mose2(kind, rng):
 def test_pristine_monolayers_have_no_defect(rng):
     for material in ("MoS2", "MoSe2", "WS2", "WSe2"):
         for k in range(4):
-            sites, shape = observed(mx2(material=material, fov_nm=5.0, rotation_deg=17.0 * k), rng, noise_pm=8.0,
-                                    intensity_noise=0.07)
+            sites, shape = observed(
+                mx2(material=material, fov_nm=5.0, rotation_deg=17.0 * k),
+                rng,
+                noise_pm=8.0,
+                intensity_noise=0.07,
+            )
             assert len(find_defects(graph_of(sites, shape, material))) == 0
 
 
@@ -81,12 +86,18 @@ def test_random_alloys_with_a_named_dopant():
     rng = np.random.default_rng(4)
     hits = false = missed = 0
     for _ in range(10):
-        specimen = random_specimen("MoSe2", 5.0, rng, kinds={"W_Mo": 6, "V_Se": 3, "V_Se2": 1}, density_per_nm2=1.0,
-                                   pristine_probability=0.0)
+        specimen = random_specimen(
+            "MoSe2",
+            5.0,
+            rng,
+            kinds={"W_Mo": 6, "V_Se": 3, "V_Se2": 1},
+            density_per_nm2=1.0,
+            pristine_probability=0.0,
+        )
         sites, shape = observed(specimen, rng, noise_pm=8.0, intensity_noise=0.07)
         found = [(d.name, (np.array(d.center_px) + 0.5) * PIXEL_NM)
                  for d in find_defects(graph_of(sites, shape, "MoSe2"))]
-        inside = [d for d in specimen.defects if 0.3 < min(d.center_nm) and max(d.center_nm) < 4.7]
+        inside = [d for d in specimen.defects if min(d.center_nm) > 0.3 and max(d.center_nm) < 4.7]
         got = [any(n == d.name and np.hypot(*(at - d.center_nm)) < 0.1 for n, at in found) for d in inside]
         hits, missed = hits + sum(got), missed + len(got) - sum(got)
         false += sum(1 for n, at in found if not any(n == d.name and np.hypot(*(at - d.center_nm)) < 0.1

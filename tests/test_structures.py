@@ -128,8 +128,13 @@ def test_mx2_columns_and_defects(rng):
     sheet = mx2(material="MoSe2", fov_nm=3.0, rotation_deg=5.0)
     z = sheet.atoms.positions[:, 2]
     assert np.sum(z > 1) == np.sum(z < -1) > 0
-    for kind, composition, lost in (("W_Mo", {"W": 1, "Se": 3}, 0), ("V_Se", {"Se": 1, "Mo": 3}, 1),
-                                    ("V_Se2", {"Mo": 3}, 2), ("Mo_Se2", {"Mo": 4}, 1), ("Se2_Mo", {"Se": 4}, -1)):
+    for kind, composition, lost in (
+        ("W_Mo", {"W": 1, "Se": 3}, 0),
+        ("V_Se", {"Se": 1, "Mo": 3}, 1),
+        ("V_Se2", {"Mo": 3}, 2),
+        ("Mo_Se2", {"Mo": 4}, 1),
+        ("Se2_Mo", {"Se": 4}, -1),
+    ):
         s = add_defect(sheet, kind, (1.5, 1.5), rng=rng)
         assert s.defects[0].name == kind
         assert dict(s.defects[0].composition) == composition
@@ -160,6 +165,9 @@ def test_random_specimens_keep_their_distance_and_repeat(rng):
     centers = np.array([d.center_nm for d in several.defects])
     assert len(centers) > 5
     assert cKDTree(centers).query(centers, k=2)[0][:, 1].min() > 0.7
-    assert random_specimen("graphene", 3.0, rng, pristine_probability=1.0, boundary_probability=0.0).defects == ()
+    assert (
+        random_specimen("graphene", 3.0, rng, pristine_probability=1.0, boundary_probability=0.0).defects
+        == ()
+    )
     only = random_specimen("graphene", 5.0, rng, kinds=["SV"], density_per_nm2=0.3, pristine_probability=0.0)
     assert {d.name for d in only.defects} == {"SV"}

@@ -1,7 +1,7 @@
 """Blueprints of defects in graphene: what is removed, added and bonded, in units of the C-C bond length.
 
-A blueprint is drawn in a perfect sheet around an anchor at the origin: an atom with neighbours at 90, 210 and 330
-degrees, the middle of a bond along x, or the middle of a ring.
+A blueprint is drawn in a perfect sheet around an anchor at the origin: an atom with neighbours at 90, 210 and
+330 degrees, the middle of a bond along x, or the middle of a ring.
 
 References
 ----------
@@ -86,7 +86,7 @@ def _radius_pm(symbol: str) -> float:
 
 
 def _three_fold_pm(symbol: str) -> float:
-    """Projected X-C length of a substitutional atom: light ones lie in the plane, heavy ones stand out of it."""
+    """Projected X-C length of a substitution: light ones lie in the plane, heavy ones stand out of it."""
     radius = _radius_pm(symbol)
     if atomic_numbers[symbol] < 11:
         return {"N": 141.0, "B": 148.0, "O": 145.0}.get(symbol, radius + 72.0)
@@ -132,7 +132,7 @@ def with_vacancy(symbol: str, rng: np.random.Generator) -> Blueprint:
 
 
 def _dimer_in_trivacancy(symbol: str, rng: np.random.Generator) -> Blueprint:
-    """X2C5, the 3/4 dimer: two bonded foreign atoms in a trivacancy, one with two and one with three carbons."""
+    """X2C5, the 3/4 dimer: two bonded atoms in a trivacancy, one with two and one with three carbons."""
     gone = (NEIGHBOURS[1], ORIGIN, NEIGHBOURS[2])
     left, right = polar(1.02, 207.0), polar(0.62, 330.0)
     base = 175.0 + 0.8 * (_radius_pm(symbol) - 111.0)
@@ -140,8 +140,15 @@ def _dimer_in_trivacancy(symbol: str, rng: np.random.Generator) -> Blueprint:
     links += [Link(left, c, base * rng.normal(1.0, 0.015)) for c in (SECOND[2], SECOND[3])]
     links += [Link(right, c, base * rng.normal(1.0, 0.015)) for c in (SECOND[4], SECOND[5], NEIGHBOURS[0])]
     apart = (Link(left, NEIGHBOURS[0], 245.0, 1.0), Link(left, SECOND[1], 240.0, 1.0))
-    return Blueprint(f"{symbol}2C5", "atom", gone, ((symbol, left, 0.3), (symbol, right, 0.3)), tuple(links), apart,
-                     missing=1)
+    return Blueprint(
+        f"{symbol}2C5",
+        "atom",
+        gone,
+        ((symbol, left, 0.3), (symbol, right, 0.3)),
+        tuple(links),
+        apart,
+        missing=1,
+    )
 
 
 def _dimer_sharing(symbol: str, rng: np.random.Generator) -> Blueprint:
@@ -172,7 +179,7 @@ def dimer4(symbol: str, rng: np.random.Generator) -> Blueprint:
 
 
 def dimer6(symbol: str, rng: np.random.Generator) -> Blueprint:
-    """X2C6: two foreign atoms in a tetravacancy (a bond and one neighbour on each side), three carbons each."""
+    """X2C6: two atoms in a tetravacancy (a bond and one neighbour on each side), three carbons each."""
     gone = (*PAIR, PAIR_CORNERS[0], PAIR_CORNERS[2])
     # Carbon left around the hole, by the end of the zigzag of four removed atoms that it belongs to.
     y, x = PAIR_CORNERS[0]
@@ -183,10 +190,13 @@ def dimer6(symbol: str, rng: np.random.Generator) -> Blueprint:
     links = [Link(one, two, 2.02 * _radius_pm(symbol), 0.4)]
     links += [Link(one, c, base * rng.normal(1.0, 0.015)) for c in upper]
     links += [Link(two, c, base * rng.normal(1.0, 0.015)) for c in lower]
-    return Blueprint(f"{symbol}2C6", "bond", gone, ((symbol, one, 0.3), (symbol, two, 0.3)), tuple(links), missing=2)
+    return Blueprint(
+        f"{symbol}2C6", "bond", gone, ((symbol, one, 0.3), (symbol, two, 0.3)), tuple(links), missing=2
+    )
 
 
-#: A ring of six atoms around the origin and the six atoms outside that are left with two bonds when it is removed.
+#: A ring of six atoms around the origin and the six atoms outside that are left with two bonds when it is
+#: removed.
 RING = tuple(polar(1.0, d) for d in (30.0, 90.0, 150.0, 210.0, 270.0, 330.0))
 OUTER = tuple(polar(2.0, d) for d in (30.0, 90.0, 150.0, 210.0, 270.0, 330.0))
 
@@ -201,9 +211,9 @@ def _rotor_corners(radius: float, turn: int) -> tuple[list[Point], list[tuple[Po
 def rotor(symbol: str, rng: np.random.Generator) -> Blueprint:
     """X3C6, the trimer rotor: a triangle in a hexavacancy, either way round.
 
-    The six carbon atoms around a missing ring form a regular hexagon, so that the two orientations, 60 degrees apart,
-    are equivalent; in experimental images of the rotor the triangle takes six sites and its six bonded carbon
-    atoms sit 275 pm from the centre (284 pm unrelaxed).
+    The six carbon atoms around a missing ring form a regular hexagon, so that the two orientations, 60
+    degrees apart, are equivalent; in experimental images of the rotor the triangle takes six sites and its
+    six bonded carbon atoms sit 275 pm from the centre (284 pm unrelaxed).
     """
     corners, pairs = _rotor_corners(0.9, int(rng.integers(2)))
     base = 186.0 + 0.8 * (_radius_pm(symbol) - 111.0)
@@ -211,11 +221,13 @@ def rotor(symbol: str, rng: np.random.Generator) -> Blueprint:
              for i in range(3)]
     for corner, pair in zip(corners, pairs):
         links += [Link(corner, c, base * rng.normal(1.0, 0.02), 0.7) for c in pair]
-    return Blueprint(f"{symbol}3C6", "ring", RING, tuple((symbol, c, 0.2) for c in corners), tuple(links), missing=3)
+    return Blueprint(
+        f"{symbol}3C6", "ring", RING, tuple((symbol, c, 0.2) for c in corners), tuple(links), missing=3
+    )
 
 
 def centred_rotor(symbol: str, rng: np.random.Generator) -> Blueprint:
-    """X4C6: the rotor with a fourth atom at its centre, out of the plane; the corners are no longer bonded."""
+    """X4C6: the rotor with a fourth atom at its centre, out of plane; its corners are not bonded."""
     corners, pairs = _rotor_corners(1.13, int(rng.integers(2)))
     scale = _radius_pm(symbol) / 111.0
     base = 172.0 + 0.8 * (_radius_pm(symbol) - 111.0)
@@ -282,7 +294,8 @@ def hole(size: int) -> Callable[[str, np.random.Generator], Blueprint]:
             if all(sum(n in gone for n in _neighbours(site)) == 1 for site in rim):
                 break
         dangling = [_site_point(site) for site in rim]
-        links, used = [], set()
+        links: list[Link] = []
+        used: set[int] = set()
         if rng.random() < 0.5:
             for a in rng.permutation(len(rim)).tolist():
                 for b in range(len(rim)):
@@ -324,4 +337,6 @@ def resolve_kind(kind: str, dopant: str) -> tuple[str, str]:
             raise StemdlError(f"unknown element {symbol!r} in defect kind {kind!r}")
         return f"X{match[2]}", symbol
     known = ", ".join(k.replace("X", "Si") for k in GRAPHENE_KINDS)
-    raise StemdlError(f"unknown defect kind {kind!r} for graphene: choose one of {known}, N-C3, B-C3, GB(5-7)")
+    raise StemdlError(
+        f"unknown defect kind {kind!r} for graphene: choose one of {known}, N-C3, B-C3, GB(5-7)"
+    )

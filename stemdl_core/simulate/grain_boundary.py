@@ -1,8 +1,8 @@
 """Bicrystals of graphene whose boundary is a chain of 5-7 pairs.
 
-The centres of the rings of graphene form a triangular lattice. Two such lattices, tilted against each other and
-joined along a line, are triangulated (Delaunay); every triangle is a carbon atom. Points with five and seven
-neighbours are then pentagons and heptagons: the dislocations that make up the boundary.
+The centres of the rings of graphene form a triangular lattice. Two such lattices, tilted against each other
+and joined along a line, are triangulated (Delaunay); every triangle is a carbon atom. Points with five and
+seven neighbours are then pentagons and heptagons: the dislocations that make up the boundary.
 
 References
 ----------
@@ -103,8 +103,12 @@ def _even_out(points: NDArray[np.float64], steps: int = 16) -> NDArray[np.float6
     near = np.abs(points[:, 1]) < 3.0 * SQRT3
     for _ in range(steps):
         simplices = Delaunay(points).simplices
-        edges = np.unique(np.sort(np.concatenate([simplices[:, [0, 1]], simplices[:, [1, 2]], simplices[:, [2, 0]]]),
-                                  axis=1), axis=0)
+        edges = np.unique(
+            np.sort(
+                np.concatenate([simplices[:, [0, 1]], simplices[:, [1, 2]], simplices[:, [2, 0]]]), axis=1
+            ),
+            axis=0,
+        )
         step = points[edges[:, 1]] - points[edges[:, 0]]
         d = np.hypot(step[:, 0], step[:, 1])
         keep = d < 1.7 * SQRT3
@@ -142,8 +146,11 @@ def boundary(variant: int) -> Boundary:
             # Mirror images that share a point on the boundary: the coincidence-site arrangement.
             right_origin = left_origin = np.array([left_origin[0], 0.0])
         box = np.array([_HALF_LENGTH + margin, _STRIP + margin])
-        points = _join(_fill(left, left_origin, -box, np.array([box[0], 0.0])),
-                       _fill(right, right_origin, np.array([-box[0], 0.0]), box), rng.uniform(0.6, 0.8) * SQRT3)
+        points = _join(
+            _fill(left, left_origin, -box, np.array([box[0], 0.0])),
+            _fill(right, right_origin, np.array([-box[0], 0.0]), box),
+            rng.uniform(0.6, 0.8) * SQRT3,
+        )
         points = _even_out(points)
         mesh = Delaunay(points)
         degree = np.bincount(mesh.simplices.ravel(), minlength=len(points))
@@ -175,7 +182,9 @@ def boundary(variant: int) -> Boundary:
 
 def fits(shape_nm: tuple[float, float], margin_nm: float) -> bool:
     """Whether a boundary is long enough to cross a field of view and its margin in any direction."""
-    return 0.5 * math.hypot(*shape_nm) + 1.5 * margin_nm < _HALF_LENGTH * get_material("graphene").bond_nm - 0.4
+    return (
+        0.5 * math.hypot(*shape_nm) + 1.5 * margin_nm < _HALF_LENGTH * get_material("graphene").bond_nm - 0.4
+    )
 
 
 def boundary_sheet(shape_nm: tuple[float, float], margin_nm: float, rng: np.random.Generator, *,

@@ -1,8 +1,9 @@
 """Point defects and alloys of metal dichalcogenide monolayers.
 
-Names are Kroger-Vink style, species_site: ``W_Mo`` a metal substitution, ``V_Se`` one chalcogen of a column missing,
-``V_Se2`` both, ``V_Mo`` a missing metal, ``Mo_Se`` / ``Mo_Se2`` a metal in place of one / both chalcogens of a
-column, ``Se_Mo`` / ``Se2_Mo`` one / two chalcogens on a metal site, ``S_Se`` one chalcogen exchanged.
+Names are Kroger-Vink style, species_site: ``W_Mo`` a metal substitution, ``V_Se`` one chalcogen of a column
+missing, ``V_Se2`` both, ``V_Mo`` a missing metal, ``Mo_Se`` / ``Mo_Se2`` a metal in place of one / both
+chalcogens of a column, ``Se_Mo`` / ``Se2_Mo`` one / two chalcogens on a metal site, ``S_Se`` one chalcogen
+exchanged.
 
 References
 ----------
@@ -53,10 +54,10 @@ class _Columns:
 
 
 def parse_kind(kind: str, metal: str, chalcogen: str) -> tuple[str, int, str, int]:
-    """Split a name into (incoming species, how many, site species, how many taken away); 'V' on a site is a vacancy.
+    """Split a name into incoming species (none: vacancy), how many, site species, how many taken away.
 
-    Vanadium on a metal site is written ``V_<metal>``, as is a metal vacancy; the substitution is far more common
-    and is meant, and the missing metal is ``vac_<metal>``.
+    Vanadium on a metal site is written ``V_<metal>``, as is a metal vacancy; the substitution is far more
+    common and is meant, and the missing metal is ``vac_<metal>``.
 
     Raises
     ------
@@ -66,9 +67,11 @@ def parse_kind(kind: str, metal: str, chalcogen: str) -> tuple[str, int, str, in
     match = re.fullmatch(r"(vac|[A-Z][a-z]?)(2?)_([A-Z][a-z]?)(2?)", kind)
     if not match or match[3] not in (metal, chalcogen) or (match[3] == metal and match[4]) \
             or (match[1] != "vac" and match[1] not in atomic_numbers):
-        raise StemdlError(f"unknown defect kind {kind!r}: for this material <element>_{metal}, V_{chalcogen}, "
-                          f"V_{chalcogen}2, vac_{metal}, {metal}_{chalcogen}, {metal}_{chalcogen}2, "
-                          f"{chalcogen}_{metal}, {chalcogen}2_{metal}")
+        raise StemdlError(
+            f"unknown defect kind {kind!r}: for this material <element>_{metal}, V_{chalcogen}, "
+            f"V_{chalcogen}2, vac_{metal}, {metal}_{chalcogen}, {metal}_{chalcogen}2, "
+            f"{chalcogen}_{metal}, {chalcogen}2_{metal}"
+        )
     incoming = match[1]
     if incoming == "vac" or (incoming == "V" and match[3] == chalcogen):
         incoming = ""
@@ -131,7 +134,7 @@ def add_mx2(sheet: Sheet, kind: str, at: NDArray[np.float64], rng: np.random.Gen
 
 
 def _add_among_others(sheet: Sheet, kind: str, at: NDArray[np.float64], *, on_metal: bool) -> bool:
-    """Put a defect into a sheet that has some: columns are told by position, not by their order in the list."""
+    """Put a defect into a sheet that has some: columns are told by position, not by their order."""
     metal, chalcogen = (atomic_numbers[s] for s in sheet.material.species)
     reach = 1.15 * sheet.material.bond_nm
     metals = np.flatnonzero((sheet.numbers == metal) & sheet.alive)
@@ -169,7 +172,9 @@ def populate_mx2(sheet: Sheet, shape_nm: tuple[float, float], rng: np.random.Gen
     if weights:
         density = density_per_nm2 if density_per_nm2 is not None else float(rng.uniform(0.1, 1.0))
         names, chances = list(weights), np.array(list(weights.values()), dtype=np.float64)
-        drawn = rng.choice(names, size=rng.poisson(density * shape_nm[0] * shape_nm[1]), p=chances / chances.sum())
+        drawn = rng.choice(
+            names, size=rng.poisson(density * shape_nm[0] * shape_nm[1]), p=chances / chances.sum()
+        )
         plan = {str(k): int(n) for k, n in zip(*np.unique(drawn, return_counts=True))}
     else:
         plan = _mixture(rng, metal, chalcogen, dopant, len(metals), len(tops), density_per_nm2, shape_nm)
@@ -191,12 +196,18 @@ def _mixture(rng: np.random.Generator, metal: str, chalcogen: str, dopant: str, 
         total = int(rng.poisson(density_per_nm2 * shape_nm[0] * shape_nm[1]))
         parts = rng.multinomial(total, [0.5, 0.35, 0.1, 0.05])
     else:
-        x = float(rng.choice([0.0, 0.01, 0.05, 0.2, 0.5], p=[0.2, 0.2, 0.25, 0.25, 0.1])) * rng.uniform(0.5, 1.0)
+        x = float(rng.choice([0.0, 0.01, 0.05, 0.2, 0.5], p=[0.2, 0.2, 0.25, 0.25, 0.1])) * rng.uniform(
+            0.5, 1.0
+        )
         single = float(rng.choice([0.0, 0.01, 0.04, 0.1])) * rng.uniform(0.3, 1.0)
         pair = float(rng.choice([0.0, 0.005, 0.02])) * rng.uniform(0.3, 1.0)
         parts = [rng.binomial(n_metals, x), rng.binomial(n_tops, single), rng.binomial(n_tops, pair),
                  rng.poisson(0.4) if rng.random() < 0.3 else 0]
-    plan = {f"{guest}_{metal}": int(parts[0]), f"V_{chalcogen}": int(parts[1]), f"V_{chalcogen}2": int(parts[2])}
+    plan = {
+        f"{guest}_{metal}": int(parts[0]),
+        f"V_{chalcogen}": int(parts[1]),
+        f"V_{chalcogen}2": int(parts[2]),
+    }
     rare = [f"{metal}_{chalcogen}", f"{metal}_{chalcogen}2", f"{chalcogen}_{metal}", f"{chalcogen}2_{metal}",
             f"vac_{metal}"]
     for kind in rng.choice(rare, size=int(parts[3])).tolist():

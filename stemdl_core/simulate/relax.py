@@ -27,7 +27,9 @@ def neighbour_angles(n_nodes: int, a: NDArray[np.int64], b: NDArray[np.int64],
             continue
         steps = yx[around] - yx[at]
         ordered = [around[k] for k in np.argsort(np.arctan2(steps[:, 0], steps[:, 1]))]
-        pairs = [(ordered[0], ordered[1])] if len(ordered) == 2 else list(zip(ordered, ordered[1:] + ordered[:1]))
+        pairs = (
+            [(ordered[0], ordered[1])] if len(ordered) == 2 else list(zip(ordered, ordered[1:] + ordered[:1]))
+        )
         triples += [(i, at, k) for i, k in pairs]
         degree += [len(ordered)] * len(pairs)
     return np.array(triples, dtype=np.int64).reshape(-1, 3), np.array(degree, dtype=np.int64)
@@ -86,7 +88,9 @@ def relax(yx: NDArray[np.float64], *, a: NDArray[np.int64], b: NDArray[np.int64]
         total += 0.5 * np.sum(bend * (cos - angle_cos))
         on_u = (bend / nu)[:, None] * (v - cos[:, None] * u)
         on_v = (bend / nv)[:, None] * (u - cos[:, None] * v)
-        gradient += scatter(angles[:, 0], on_u) + scatter(angles[:, 2], on_v) - scatter(angles[:, 1], on_u + on_v)
+        gradient += (
+            scatter(angles[:, 0], on_u) + scatter(angles[:, 2], on_v) - scatter(angles[:, 1], on_u + on_v)
+        )
         return float(total), gradient[moving].ravel()
 
     result = minimize(energy, yx[moving].ravel(), jac=True, method="L-BFGS-B",

@@ -15,7 +15,8 @@ from .defect_shapes import resolve_kind
 from .mx2_defects import add_mx2
 from .templates import VARIANTS, Template, template
 
-#: Half the distance of the two chalcogens of a column [Angstrom] (Rasmussen & Thygesen, J. Phys. Chem. C 2015).
+#: Half the distance of the two chalcogens of a column [Angstrom] (Rasmussen & Thygesen, J. Phys. Chem. C
+#: 2015).
 CHALCOGEN_HEIGHT = {"S": 1.56, "Se": 1.67, "Te": 1.80}
 #: Nearest centres of two point defects [nm].
 SEPARATION_NM = 0.8
@@ -23,7 +24,7 @@ SEPARATION_NM = 0.8
 
 @dataclass(frozen=True)
 class Mark:
-    """The truth about one defect while the sheet is under construction; members are indices into the sheet."""
+    """The truth about one defect of a sheet under construction; members are indices into the sheet."""
 
     name: str
     members: NDArray[np.int64]
@@ -34,7 +35,7 @@ class Mark:
 
 
 class Sheet:
-    """Atoms as growing columns: position (y, x) [nm], height [Angstrom], atomic number, and whether still there."""
+    """Atoms as growing columns: position (y, x) [nm], height [Angstrom], atomic number, presence."""
 
     def __init__(self, material: Material, yx: NDArray[np.float64], z: NDArray[np.float64],
                  numbers: NDArray[np.int64]) -> None:
@@ -82,13 +83,17 @@ class Sheet:
         general, symbol = resolve_kind(kind, dopant)
         return self._insert(template(general, symbol, int(rng.integers(VARIANTS))), at, rng, spread)
 
-    def _insert(self, patch: Template, at: NDArray[np.float64], rng: np.random.Generator, spread: float) -> bool:
+    def _insert(
+        self, patch: Template, at: NDArray[np.float64], rng: np.random.Generator, spread: float
+    ) -> bool:
         bond = self.material.bond_nm
         distance, near = self.tree.query(at, k=6)
         if distance[0] > bond:
             return False
         origin = int(near[0])
-        around = np.array([i for i in self.tree.query_ball_point(self.perfect[origin], 1.2 * bond) if i != origin])
+        around = np.array(
+            [i for i in self.tree.query_ball_point(self.perfect[origin], 1.2 * bond) if i != origin]
+        )
         if len(around) != 3:
             return False
         anchor, drawn_at = self.perfect[origin], 90.0
@@ -96,7 +101,8 @@ class Sheet:
         if patch.anchor == "bond":
             anchor, drawn_at = anchor + 0.5 * toward, 0.0
         elif patch.anchor == "ring":
-            # The ring opposite to a bond; of the three around the atom, the one nearest to where it is wanted.
+            # The ring opposite to a bond; of the three around the atom, the one nearest to where it is
+            # wanted.
             outward = self.perfect[around] - anchor
             toward = outward[int(np.hypot(*(anchor - outward - at).T).argmin())]
             anchor = anchor - toward
@@ -153,7 +159,9 @@ def honeycomb_sheet(material: Material, shape_nm: tuple[float, float], rotation_
     # Lattice vectors at 0 and 60 degrees, turned; rows (y, x).
     basis = a * np.array([[s, c], [0.5 * s + 0.5 * math.sqrt(3) * c, 0.5 * c - 0.5 * math.sqrt(3) * s]])
     low, high = np.full(2, -margin_nm), np.asarray(shape_nm) + margin_nm
-    corners = np.array([[low[0], low[1]], [low[0], high[1]], [high[0], low[1]], [high[0], high[1]]]) - offset_nm
+    corners = (
+        np.array([[low[0], low[1]], [low[0], high[1]], [high[0], low[1]], [high[0], high[1]]]) - offset_nm
+    )
     span = corners @ np.linalg.inv(basis)
     first, last = np.floor(span.min(axis=0)) - 1, np.ceil(span.max(axis=0)) + 1
     i, j = np.meshgrid(np.arange(first[0], last[0] + 1), np.arange(first[1], last[1] + 1), indexing="ij")

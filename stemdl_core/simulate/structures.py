@@ -1,7 +1,7 @@
 """Specimens with exact truth: two-dimensional crystals with defects as ASE structures.
 
-Positions in this module are (y, x) [nm] until `ase.Atoms` is made; there, ASE's x is the image column direction and
-ASE's y the row direction (downwards), in Angstrom.
+Positions in this module are (y, x) [nm] until `ase.Atoms` is made; there, ASE's x is the image column
+direction and ASE's y the row direction (downwards), in Angstrom.
 """
 
 from __future__ import annotations
@@ -22,9 +22,24 @@ from .sheet import Sheet, honeycomb_sheet
 
 #: How often each kind is drawn for graphene; 'X' is the dopant of the specimen.
 GRAPHENE_MIXTURE: Mapping[str, float] = {
-    "X-C3": 5.0, "X-C4": 4.0, "X-C3+V": 2.5, "X2C4": 0.7, "X2C5": 2.0, "X2C6": 0.7, "X3C6": 2.5, "X4C6": 1.5,
-    "SV": 3.0, "DV(5-8-5)": 2.0, "DV(555-777)": 1.5, "V3": 1.0, "V4": 1.0, "V5": 0.5, "V6": 0.7, "SW(55-77)": 2.5,
-    "N-C3": 1.0, "B-C3": 0.7,
+    "X-C3": 5.0,
+    "X-C4": 4.0,
+    "X-C3+V": 2.5,
+    "X2C4": 0.7,
+    "X2C5": 2.0,
+    "X2C6": 0.7,
+    "X3C6": 2.5,
+    "X4C6": 1.5,
+    "SV": 3.0,
+    "DV(5-8-5)": 2.0,
+    "DV(555-777)": 1.5,
+    "V3": 1.0,
+    "V4": 1.0,
+    "V5": 0.5,
+    "V6": 0.7,
+    "SW(55-77)": 2.5,
+    "N-C3": 1.0,
+    "B-C3": 0.7,
 }
 
 
@@ -123,8 +138,12 @@ def _specimen(sheet: Sheet, fov_nm: float | tuple[float, float]) -> Specimen:
 
 
 def _sheet_of(specimen: Specimen) -> Sheet:
-    sheet = Sheet(get_material(specimen.material), specimen.yx_nm.copy(), specimen.atoms.positions[:, 2].copy(),
-                  specimen.atoms.numbers.astype(np.int64))
+    sheet = Sheet(
+        get_material(specimen.material),
+        specimen.yx_nm.copy(),
+        specimen.atoms.positions[:, 2].copy(),
+        specimen.atoms.numbers.astype(np.int64),
+    )
     for d in specimen.defects:
         ids = np.array(d.site_ids, dtype=np.int64)
         sheet.mark(d.name, ids, np.array(d.center_nm), d.missing_atoms, d.angle_deg)
@@ -153,21 +172,23 @@ def graphene(*, fov_nm: float | tuple[float, float], rotation_deg: float = 0.0,
     -------
     Specimen
     """
-    return _specimen(honeycomb_sheet(get_material("graphene"), _shape(fov_nm), rotation_deg, offset_nm, margin_nm),
-                     fov_nm)
+    return _specimen(
+        honeycomb_sheet(get_material("graphene"), _shape(fov_nm), rotation_deg, offset_nm, margin_nm), fov_nm
+    )
 
 
 def mx2(*, material: str = "MoSe2", fov_nm: float | tuple[float, float], rotation_deg: float = 0.0,
         offset_nm: tuple[float, float] = (0.0, 0.0), margin_nm: float = 0.5) -> Specimen:
-    """Perfect 1H monolayer of a metal dichalcogenide, seen along c; the two chalcogens of a column differ in z.
+    """Perfect 1H monolayer of a dichalcogenide, seen along c; the two chalcogens of a column differ in z.
 
-    Parameters are those of `graphene`; `offset_nm` is the position of one metal atom. A rotation by 60 degrees
-    exchanges the two orientations of the crystal.
+    Parameters are those of `graphene`; `offset_nm` is the position of one metal atom. A rotation by 60
+    degrees exchanges the two orientations of the crystal.
     """
     if get_material(material).kind != "mx2":
         raise StemdlError(f"{material!r} is not a metal dichalcogenide; use graphene()")
-    return _specimen(honeycomb_sheet(get_material(material), _shape(fov_nm), rotation_deg, offset_nm, margin_nm),
-                     fov_nm)
+    return _specimen(
+        honeycomb_sheet(get_material(material), _shape(fov_nm), rotation_deg, offset_nm, margin_nm), fov_nm
+    )
 
 
 def add_defect(specimen: Specimen, kind: str, at_nm: tuple[float, float], *, rng: np.random.Generator,
@@ -179,8 +200,8 @@ def add_defect(specimen: Specimen, kind: str, at_nm: tuple[float, float], *, rng
     specimen : Specimen
         Where `at_nm` the lattice has to be perfect.
     kind : str
-        For graphene: SV, DV(5-8-5), DV(555-777), V3...V6, SW(55-77), Si-C3, Si-C4, Si-C3+V, Si2C4, Si2C5, Si2C6,
-        Si3C6, Si4C6, N-C3, B-C3; 'Si' stands for `dopant`. For MX2: <element>_<metal>, V_<chalcogen>,
+        For graphene: SV, DV(5-8-5), DV(555-777), V3...V6, SW(55-77), Si-C3, Si-C4, Si-C3+V, Si2C4, Si2C5,
+        Si2C6, Si3C6, Si4C6, N-C3, B-C3; 'Si' stands for `dopant`. For MX2: <element>_<metal>, V_<chalcogen>,
         V_<chalcogen>2, V_<metal>, <metal>_<chalcogen>, <metal>_<chalcogen>2, <chalcogen>_<metal>,
         <chalcogen>2_<metal>, <other chalcogen>_<chalcogen>.
     at_nm : (float, float)
@@ -201,11 +222,19 @@ def add_defect(specimen: Specimen, kind: str, at_nm: tuple[float, float], *, rng
     return _specimen(sheet, specimen.fov_nm)
 
 
-def random_specimen(material: str, fov_nm: float | tuple[float, float], rng: np.random.Generator, *,
-                    kinds: Mapping[str, float] | Sequence[str] | None = None, density_per_nm2: float | None = None,
-                    dopant: str = "Si", pristine_probability: float = 0.12,
-                    boundary_probability: float = 0.05, margin_nm: float = 0.5) -> Specimen:
-    """A specimen at random orientation with a realistic mixture of defects, far enough apart to be told apart.
+def random_specimen(
+    material: str,
+    fov_nm: float | tuple[float, float],
+    rng: np.random.Generator,
+    *,
+    kinds: Mapping[str, float] | Sequence[str] | None = None,
+    density_per_nm2: float | None = None,
+    dopant: str = "Si",
+    pristine_probability: float = 0.12,
+    boundary_probability: float = 0.05,
+    margin_nm: float = 0.5,
+) -> Specimen:
+    """A specimen at random orientation with a realistic mixture of defects, far enough apart.
 
     Parameters
     ----------
@@ -219,7 +248,8 @@ def random_specimen(material: str, fov_nm: float | tuple[float, float], rng: np.
     density_per_nm2 : float, optional
         Mean number of defects per area; drawn from a wide distribution when left out.
     dopant : str
-        Foreign element of graphene's defects; for MX2 a light or heavy metal is drawn, this one being most likely.
+        Foreign element of graphene's defects; for MX2 a light or heavy metal is drawn, this one being most
+        likely.
     pristine_probability, boundary_probability : float
         How often the field has no defect, and (graphene) a grain boundary.
     margin_nm : float

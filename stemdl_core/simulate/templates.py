@@ -69,7 +69,7 @@ def honeycomb_patch(anchor: str, radius: float) -> NDArray[np.float64]:
     y, x = 1.5 * (i + j).ravel(), 0.5 * SQRT3 * (i - j).ravel()
     points = np.concatenate([np.stack([y, x], 1), np.stack([y + 1.0, x], 1)])
     if anchor == "bond":
-        points = (points - [0.5, 0.0])[:, ::-1]
+        points = (points - np.array([0.5, 0.0]))[:, ::-1]
     elif anchor == "ring":
         points = points + np.array([1.0, 0.0])
     return points[np.hypot(points[:, 0], points[:, 1]) < radius]
@@ -111,7 +111,9 @@ class _Network:
     def _rotate(self, one: Point, two: Point) -> None:
         """Turn a bond by 90 degrees and give each end the two outer neighbours that are now nearest."""
         pair = self._pair(one, two)
-        outer = [n for end in pair for key in self.bonds if end in key and key != pair for n in key if n != end]
+        outer = [
+            n for end in pair for key in self.bonds if end in key and key != pair for n in key if n != end
+        ]
         self.bonds = {key: v for key, v in self.bonds.items() if not set(key) & set(pair) or key == pair}
         middle = self.start[list(pair)].mean(axis=0)
         step = self.start[pair[1]] - self.start[pair[0]]
@@ -181,11 +183,22 @@ def template(kind: str, symbol: str, variant: int) -> Template:
     moved = np.hypot(*(yx[:n_host] - network.perfect).T) > 2e-4
     keep = moved | np.isin(np.arange(n_host), members)
     renumber = np.cumsum(keep) - 1
-    members = np.where(members < n_host, renumber[np.minimum(members, n_host - 1)], members - n_host + keep.sum())
+    members = np.where(
+        members < n_host, renumber[np.minimum(members, n_host - 1)], members - n_host + keep.sum()
+    )
     everything = np.concatenate([yx[:n_host][keep], yx[n_host:]])
     return Template(
-        name=plan.name, anchor=plan.anchor, missing=plan.missing, host=network.perfect[keep],
-        shift=(yx[:n_host] - network.perfect)[keep], removed=network.removed, numbers=numbers, added=yx[n_host:],
-        height=np.array([z for _, _, z in plan.add], dtype=np.float64), members=members, center=center,
+        name=plan.name,
+        anchor=plan.anchor,
+        missing=plan.missing,
+        host=network.perfect[keep],
+        shift=(yx[:n_host] - network.perfect)[keep],
+        removed=network.removed,
+        numbers=numbers,
+        added=yx[n_host:],
+        height=np.array([z for _, _, z in plan.add], dtype=np.float64),
+        members=members,
+        center=center,
         holes=np.array(plan.holes, dtype=np.float64).reshape(-1, 2),
-        extent=float(np.max(np.hypot(*everything[members].T))))
+        extent=float(np.max(np.hypot(*everything[members].T))),
+    )
