@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .calibration import PixelSize
 from .errors import CalibrationError
 from .lattice_search import (
+    BLIND_QUALITY,
     COARSE_CELL_PX,
     HK,
     NOMINAL_BAND,
@@ -35,12 +36,13 @@ from .materials import Material
 from .spectrum import WINDOW_VARIANCE_RATIO
 
 #: Pixel sizes looked for when none is given [nm], and fields of view in which a lattice can be expected [nm].
-PIXEL_RANGE_NM = (0.0025, 0.075)
+PIXEL_RANGE_NM = (0.0028, 0.063)
 FOV_RANGE_NM = (1.2, 45.0)
 #: Scans are not straighter than this, whatever the statistics say.
 _SCAN_SIGMA = 0.0005
 #: A nominal pixel size further off than this (and than three sigma of the fit) is corrected.
 CORRECTION = 0.005
+
 
 @dataclass(frozen=True)
 class LatticeFit:
@@ -141,7 +143,7 @@ def fit_lattice(image: NDArray[np.float32], *, material: Material,
     image = np.asarray(image, dtype=np.float32)
     if nominal_pixel_size_nm is None:
         coarse = search(image, material, _bands(image.shape), cell_px=COARSE_CELL_PX)
-        if coarse is None or coarse.quality < QUALITY_THRESHOLD:
+        if coarse is None or coarse.quality < BLIND_QUALITY:
             return None
         nominal_pixel_size_nm = material.lattice_nm / resolve_alias(coarse).pixel_ratio
     found = search(image, material, [nominal_pixel_size_nm])
@@ -201,7 +203,7 @@ def check_scale(image: NDArray[np.float32], material: Material,
     fit = fit_lattice(image, material=material, nominal_pixel_size_nm=given)
     if fit is None:
         elsewhere = fit_lattice(image, material=material)
-        if elsewhere is not None and elsewhere.quality > 1.15 * QUALITY_THRESHOLD:
+        if elsewhere is not None and elsewhere.quality > BLIND_QUALITY:
             raise CalibrationError(
                 f"field of view {width * given:.3g} nm contradicts the {material.name} lattice, "
                 f"which says {width * elsewhere.pixel_size_nm:.3g} nm")

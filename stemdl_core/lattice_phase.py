@@ -160,7 +160,7 @@ class LatticePhase:
         self._frames += 1
 
 
-def _taper(y: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+def _taper(y: NDArray[np.floating], low: float, high: float) -> NDArray[np.float64]:
     """Hann window from low to high [px], 0 elsewhere."""
     inside = (y >= low - 0.5) & (y < high - 0.5)
     return np.where(inside, np.sin(np.pi * (y + 0.5 - low) / (high - low))**2, 0.0)

@@ -20,11 +20,13 @@ from .materials import Material
 from .spectrum import WINDOW_CURVATURE, Flat, Spectrum, bin_image, flatten_image, spectrum
 
 #: A lattice counts as seen above this quality: the square root of twice the log-likelihood ratio to noise,
-#: without the direction that speaks loudest for it. Noise, amorphous films, stripes and edges stay
-#: below 4.5.
-QUALITY_THRESHOLD = 6.0
+#: without the direction that speaks loudest for it. Of 1,600 images without a lattice (noise, white and
+#: coloured, amorphous films, stripes, edges, contamination, hot pixels) none exceeded 4.6.
+QUALITY_THRESHOLD = 5.3
+#: The same where nothing is known of the scale, which multiplies the possibilities.
+BLIND_QUALITY = 6.0
 #: Above this, nothing else is tried.
-CLEAR_QUALITY = 3 * QUALITY_THRESHOLD
+CLEAR_QUALITY = 18.0
 #: The true pixel size lies within this factor of a nominal one, either way.
 NOMINAL_BAND = 1.25
 #: Prior standard deviation of the scan distortion: a fit that knows less than this leaves the scan
@@ -231,7 +233,7 @@ def _grid_starts(view: _View) -> list[tuple[float, NDArray[np.float64]]]:
     spec = view.spectrum
     log_u, theta, fy, fx = _grid(round(view.center, 3), spec.tile_px)
     power = spec.look_up(fy, fx)
-    score = np.zeros(power.shape[:2], dtype=np.float32)
+    score: NDArray[np.float32] = np.zeros((len(log_u), len(theta)), dtype=np.float32)
     for first in (0, 3, 6):
         score += _excess(_ring_mean(power[..., first:first + 3]))
     score *= 3 * spec.independent
@@ -239,7 +241,7 @@ def _grid_starts(view: _View) -> list[tuple[float, NDArray[np.float64]]]:
     for _ in range(2):
         i, j = divmod(int(np.argmax(score)), score.shape[1])
         starts.append((float(score[i, j]), np.array([log_u[i], theta[j], 0.0, 0.0])))
-        score[max(0, i - 5):i + 6, np.arange(j - 5, j + 6) % score.shape[1]] = 0
+        score[max(0, i - 5):i + 6, np.arange(j - 5, j + 6) % len(theta)] = 0
     return starts
 
 
