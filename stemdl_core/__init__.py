@@ -29,7 +29,7 @@ _HOME = {
     "Model": "weights", "ModelCard": "weights", "list_models": "weights", "load_model": "weights",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:

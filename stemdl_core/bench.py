@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from .preprocess import mend, model_shape, resample, standardise
 from .simulate.dataset import Conditions, SimulatedFrame, simulate_frame, training_pair
 from .simulate.structures import random_specimen
 from .targets import IGNORE
-from .tuning import TOLERANCE_NM, network_positions, test_frames
+from .tuning import TOLERANCE_NM, network_positions, simulated_frames
 from .weights import WEIGHTS_NAME, Model, load_model, load_network, model_folder
 
 Progress = Callable[[int], None]
@@ -50,14 +51,17 @@ def architectures(models: Sequence[str], *, frames: int = 60, progress: Progress
     """Compare models of different architecture on one test set: pixel accuracy, site F1, size and time.
 
     Sites are those of the network alone (threshold and Laplacian of Gaussian), before refinement on the image.
+    `nuisance` 0 is the paper's augmentation (shift, rotation, zoom, shear, blur, noise) with Poisson dose; with 0.5
+    each of the simulator's disturbances (contamination, holes, jitter, drift, gradients, ...) is on in half of the
+    frames.
     """
     rows = []
-    for number, name in enumerate(models):
+    for number, (name, nuisance) in enumerate((m, n) for m in models for n in (0.0, 0.5)):
         model = load_model(name)
         bond = model.card.material.bond_nm
         right = pixels = 0.0
         counts = {low: SiteCounts() for low in (20.0, 50.0)}
-        for k, s in enumerate(test_frames(model.card.materials, frames, seed=TEST_SEED)):
+        for k, s in enumerate(simulated_frames(model.card.materials, frames, seed=TEST_SEED, nuisance=nuisance)):
             accuracy, n = pixel_accuracy(model, s)
             right, pixels = right + accuracy * n, pixels + n
             found, _ = network_positions(model, s.frame, s.conditions.pixel_nm,
@@ -72,12 +76,12 @@ def architectures(models: Sequence[str], *, frames: int = 60, progress: Progress
                 progress(number * frames + k + 1)
         image = np.random.default_rng(0).standard_normal((200, 200)).astype(np.float32)
         network, _ = load_network(model_folder(name))
-        rows.append({"model": name, "architecture": model.card.architecture,
+        rows.append({"model": name, "architecture": model.card.architecture, "nuisance": nuisance,
                      "weights": count_weights(network),
                      "size_kB": round((model_folder(name) / WEIGHTS_NAME).stat().st_size / 1e3),
                      "pixel_accuracy": right / pixels, "site_F1_20_1000e": counts[20.0].f1,
                      "site_F1_from_50e": counts[50.0].f1,
-                     "network_ms_200x200": 1e3 * _median_seconds(lambda m=model: probability_maps(m, image))})
+                     "network_ms_200x200": 1e3 * _median_seconds(partial(probability_maps, model, image))})
     return pd.DataFrame(rows)
 
 
@@ -107,7 +111,7 @@ def measure(model: Model, *, seed: int, frames: int, dose_e_per_atom: tuple[floa
     in_hidden = total = refused = 0
     defect_counts = SiteCounts()
     rng = np.random.default_rng(seed)
-    for s in test_frames(model.card.materials, frames, seed=seed, dose_e_per_atom=dose_e_per_atom, nuisance=nuisance,
+    for s in simulated_frames(model.card.materials, frames, seed=seed, dose_e_per_atom=dose_e_per_atom, nuisance=nuisance,
                          **test_set):  # type: ignore[arg-type]
         pixel = s.conditions.pixel_nm
         nominal = pixel * (1 + rng.uniform(-nominal_error, nominal_error))

@@ -132,7 +132,7 @@ def bench(args: Namespace) -> None:
     if args.table == "architectures":
         names = args.model or [n for n in ("graphene", "graphene-paper") if n in installed]
         frames = args.frames or 60
-        with progress_bar(frames * len(names), "frames", quiet=args.quiet) as bar:
+        with progress_bar(2 * frames * len(names), "frames", quiet=args.quiet) as bar:
             table = tables.architectures(names, frames=frames, progress=lambda done: bar.update(done - bar.n))
     elif args.table == "dose":
         frames = args.frames or 20

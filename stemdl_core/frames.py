@@ -81,7 +81,8 @@ def as_image(data: ArrayLike) -> NDArray[np.float32]:
     if array.ndim != 2:
         raise StemdlError(f"image must be 2-D (rows, columns), not {array.ndim}-D of shape {array.shape}")
     if min(array.shape) < MIN_SIDE_PX:
-        raise StemdlError(f"image of {array.shape[0]} x {array.shape[1]} px is too small: {MIN_SIDE_PX} px a side needed")
+        raise StemdlError(f"image of {array.shape[0]} x {array.shape[1]} px is too small: "
+                          f"{MIN_SIDE_PX} px a side needed")
     if array.size > MAX_PIXELS:
         raise StemdlError(f"image of {array.shape[0]} x {array.shape[1]} px is too large: crop or bin it first")
     image = np.array(array, dtype=np.float32, order="C")

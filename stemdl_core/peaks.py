@@ -104,7 +104,8 @@ def _log_blobs(probability: NDArray[np.float32], radius: float,
     r, c = rows + 1, columns + 1
     center = padded[r, c]
     offset = np.zeros((len(rows), 2))
-    for axis, (before, after) in enumerate(((padded[r - 1, c], padded[r + 1, c]), (padded[r, c - 1], padded[r, c + 1]))):
+    sides = ((padded[r - 1, c], padded[r + 1, c]), (padded[r, c - 1], padded[r, c + 1]))
+    for axis, (before, after) in enumerate(sides):
         curvature = before - 2 * center + after
         with np.errstate(divide="ignore", invalid="ignore"):
             step = 0.5 * (before - after) / curvature

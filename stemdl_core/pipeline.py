@@ -73,7 +73,8 @@ def choose_material(model: Model, material: str | Material | None) -> Material:
     chosen = material if isinstance(material, Material) else get_material(material)
     known = get_material(model.card.materials[0]).kind
     if chosen.kind != known:
-        raise ModelError(f"model {model.name!r} was trained for {', '.join(model.card.materials)}, not for {chosen.name}")
+        trained = ", ".join(model.card.materials)
+        raise ModelError(f"model {model.name!r} was trained for {trained}, not for {chosen.name}")
     return chosen
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 #: A pixel is hot when it exceeds the largest of its neighbours by this many standard deviations of the noise.
 HOT_SIGMAS = 8.0
-#: A line is dead when its mean departs from both neighbouring lines by this many standard deviations of that difference.
+#: A line is dead when its mean departs from both neighbouring lines by this many standard deviations.
 LINE_SIGMAS = 12.0
 
 

@@ -32,9 +32,10 @@ PRACTICE = Ranges(sigma_nm=(0.035, 0.058), tail_sigma_nm=(0.10, 0.25), tail_frac
 LOWEST_RESPONSE = 0.10
 
 
-def test_frames(materials: Sequence[str], count: int, *, seed: int, dose_e_per_atom: tuple[float, float] = (20.0, 1000.0),
-                nuisance: float = 0.5, fov_nm: tuple[float, float] = (2.0, 6.0), ranges: Ranges | None = None,
-                **specimen: object) -> Iterator[SimulatedFrame]:
+def simulated_frames(materials: Sequence[str], count: int, *, seed: int,
+                     dose_e_per_atom: tuple[float, float] = (20.0, 1000.0), nuisance: float = 0.5,
+                     fov_nm: tuple[float, float] = (2.0, 6.0), ranges: Ranges | None = None,
+                     **specimen: object) -> Iterator[SimulatedFrame]:
     """Simulated frames over the field sizes, pixel counts and doses of practice.
 
     Parameters
@@ -64,7 +65,8 @@ def test_frames(materials: Sequence[str], count: int, *, seed: int, dose_e_per_a
         possible = [n for n in SIDES if 0.004 <= fov / n <= 0.030] or [SIDES[2]]
         side = int(rng.choice(possible))
         # Drawn for this pixel size: background and readout noise are electrons a pixel.
-        conditions = replace(draw_conditions(rng, replace(base, pixel_nm=(fov / side, fov / side))), pixel_nm=fov / side)
+        pixel = fov / side
+        conditions = replace(draw_conditions(rng, replace(base, pixel_nm=(pixel, pixel))), pixel_nm=pixel)
         specimen_ = random_specimen(material, fov, rng, **specimen)  # type: ignore[arg-type]
         yield simulate_frame(specimen_, conditions, rng, shape=(side, side))
 
@@ -157,7 +159,7 @@ def finish_model(folder: Path, *, count: int = 160, seed: int = 99, device: str 
     """Tune the trained model in a folder and write the result into its card."""
     model = load_model(folder, device=device)
     coarse = model.card.pixel_size_nm > 0.022
-    result = tune(model, test_frames(model.card.materials, count, seed=seed, dose_e_per_atom=(15.0, 1000.0),
+    result = tune(model, simulated_frames(model.card.materials, count, seed=seed, dose_e_per_atom=(15.0, 1000.0),
                                      fov_nm=(3.0, 8.0) if coarse else (2.0, 6.0)), progress=progress)
     card = read_card(folder)
     card = replace(card, thresholds={**card.thresholds, "site": round(result.threshold, 3)}, score_knots=result.knots,

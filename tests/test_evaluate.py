@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from stemdl_core.bench import expected_calibration_error, to_markdown
 from stemdl_core.evaluate import SiteCounts, compare_sites, match
 from stemdl_core.tuning import _knots

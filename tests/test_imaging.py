@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from stemdl_core.simulate.degrade import Detector, bad_pixels, disturbed_scan, expose, smooth_field
 from stemdl_core.simulate.imaging import Probe, Scan, column_intensity, render
 

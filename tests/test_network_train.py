@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from stemdl_core.errors import ModelError
 from stemdl_core.infer import OVERLAP_PX, probability_maps
 from stemdl_core.network import ARCHITECTURES, DEFAULT_FILTERS, PaperNet, build_network, count_weights, fuse
@@ -47,7 +48,7 @@ def test_the_paper_network_is_the_papers():
 
 
 def test_unknown_architecture_is_named():
-    with pytest.raises(ModelError, match="'resnet'.*paper, unet"):
+    with pytest.raises(ModelError, match=r"'resnet'.*paper, unet"):
         build_network("resnet", 3, (8,))
 
 
@@ -105,7 +106,7 @@ def make_model(folder) -> ModelCard:
 
 def test_models_survive_the_disk(tmp_path):
     card = make_model(tmp_path)
-    network, loaded = load_network(tmp_path)
+    _, loaded = load_network(tmp_path)
     assert loaded == card
     assert len(card.sha256) == 64
     model = load_model(tmp_path)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from stemdl_core import Frame, FrameSequence, PixelSize, analyze_frame, analyze_sequence, load_model
 from stemdl_core.errors import CalibrationError, ModelError, StemdlError
 from stemdl_core.evaluate import compare_sites

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from stemdl_core.preprocess import from_model_px, mend, model_shape, resample, standardise, to_model_px
 from stemdl_core.simulate.imaging import Probe, Scan, render
 

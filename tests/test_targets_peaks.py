@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from stemdl_core.peaks import find_peaks, in_mask, masked_area, near_border, scores
 from stemdl_core.targets import class_map
 from stemdl_core.weights import ModelCard

@@ -261,7 +261,8 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
     reference = _reference_intensity(material.name, c.exponent)
     atom_intensity = atom_intensity / reference
     area = np.sqrt(3.0) / 2.0 * material.lattice_nm**2
-    per_cell = 2.0 if material.kind == "honeycomb" else float(sum(_cell_intensity(material.name, c.exponent)) / reference)
+    cell = _cell_intensity(material.name, c.exponent)
+    per_cell = 2.0 if material.kind == "honeycomb" else float(sum(cell) / reference)
     host_density = per_cell / area
 
     # What hides the lattice.
@@ -281,7 +282,8 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
         blur = c.probe.sigma_nm**2 + c.contamination_smear_nm**2
         speckle = (host_density / atoms_per_nm2) * np.sqrt(atoms_per_nm2 / (4 * np.pi * blur))
         speckle = speckle * 2 * np.pi * c.probe.sigma_nm**2
-        hidden_fields.append((np.maximum(thickness / HIDDEN_EXCESS, np.sqrt(thickness) * speckle / HIDDEN_SPECKLE), pitch))
+        hiding = np.maximum(thickness / HIDDEN_EXCESS, np.sqrt(thickness) * speckle / HIDDEN_SPECKLE)
+        hidden_fields.append((hiding, pitch))
     if c.second_layer > 0:
         field_, pitch = degrade.blobs(fov_nm, coverage=c.second_layer, scale_nm=rng.uniform(0.5, 1.5), rng=rng)
         angle = rng.uniform(0, np.pi)
