@@ -16,8 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_laplace, map_coordinates, maximum_filter, uniform_filter
+from scipy.spatial import cKDTree
 
 from .weights import ModelCard
+
+#: An atom and a missing atom cannot be closer than this [nm]: half a bond.
+CONFLICT_NM = 0.07
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,12 @@ def find_peaks(card: ModelCard, maps: NDArray[np.float32]) -> Peaks:
         vacancy_radius = float(card.recipe.get("vacancy_radius_nm", 1.5 * card.radius_nm)) / card.pixel_size_nm
         holes, hole_response = _log_blobs(maps[card.classes.index("vacancy")], vacancy_radius,
                                           card.thresholds.get("vacancy", threshold))
+        # Where both an atom and its absence answer, the stronger answer holds.
+        if len(yx) and len(holes):
+            gap, nearest = cKDTree(holes).query(yx, distance_upper_bound=CONFLICT_NM / card.pixel_size_nm)
+            beaten = np.isfinite(gap)
+            beaten[beaten] = hole_response[nearest[beaten]] > response[beaten]
+            yx, share, response = yx[~beaten], share[~beaten], response[~beaten]
     return Peaks(yx, share > 0.5, share, response, holes, hole_response)
 
 

@@ -31,6 +31,9 @@ DOPANT_CONTRAST = 1.45
 #: Spread of the intensity of host columns about their median, and by how many standard deviations (of that and of the
 #: measurement together) a foreign atom has to exceed it.
 HOST_SPREAD, DOPANT_SIGMAS = 0.15, 2.5
+#: In a one-element host, a site that the network doubts and whose intensity is measurably below this part of the
+#: median is no atom: the network completes the lattice over a vacancy.
+FAINTEST, CERTAIN = 0.5, 0.98
 
 
 @dataclass(frozen=True)
@@ -149,13 +152,19 @@ def _make_sites(card: ModelCard, peaks: Peaks, keep: NDArray[np.bool_],
         # Host columns vary too (noise of the fit, half a column at the border): a foreign atom is clearly beyond that.
         beyond = (intensity - 1) / np.hypot(intensity_sigma, HOST_SPREAD)
         is_dopant &= ~refined.converged | (beyond > DOPANT_SIGMAS)
-        # So bright that no host column can be: the network missed the class, not the atom.
+        # What the network half believes and the intensity clearly shows; and what is so bright that no host column
+        # can be: the network missed the class, not the atom.
+        half = (peaks.dopant_share[keep] > 0.3) & (beyond > 3.5) & (intensity > 1.2 * DOPANT_CONTRAST)
+        is_dopant |= refined.converged & half
         is_dopant |= certain & (intensity - 4 * intensity_sigma > 2.0)
     species = np.where(is_dopant & bool(dopant), dopant, material.species[0])
-    response = peaks.response[keep]
-    return Sites.from_columns(y_px=refined.y_px, x_px=refined.x_px, species=species,
-                              score=scores(card, response), sigma_pm=refined.sigma_pm,
-                              intensity=intensity, intensity_sigma=intensity_sigma)
+    score = scores(card, peaks.response[keep])
+    sites = Sites.from_columns(y_px=refined.y_px, x_px=refined.x_px, species=species, score=score,
+                               sigma_pm=refined.sigma_pm, intensity=intensity, intensity_sigma=intensity_sigma)
+    if material.kind != "honeycomb":
+        return sites  # a light metal among tungsten, or one chalcogen of two, is faint and yet there
+    absent = refined.converged & (intensity + 2 * intensity_sigma < FAINTEST) & (score < CERTAIN)
+    return sites.select(~absent)
 
 
 def analyze_frame(frame: Frame, model: Model, *, dopant: str | None = None,

@@ -26,8 +26,10 @@ SIDES = (128, 192, 256, 384, 512, 768, 1024)
 #: A site is right within this distance of a true one [nm].
 TOLERANCE_NM = 0.050
 #: Imaging conditions of the test frames: probes of 82 to 137 pm full width at half maximum with moderate tails, as
-#: corrected instruments have between 60 and 200 kV. Training goes beyond, to what is hardly resolved.
-PRACTICE = Ranges(sigma_nm=(0.035, 0.058), tail_sigma_nm=(0.10, 0.25), tail_fraction=(0.0, 0.4))
+#: corrected instruments have between 60 and 200 kV, and silicon as bright as Z^n says (n = 1.5-1.8) within 15 %.
+#: Training goes beyond, to what is hardly resolved and to dopants of 1.8 times the host's brightness.
+PRACTICE = Ranges(sigma_nm=(0.035, 0.058), tail_sigma_nm=(0.10, 0.25), tail_fraction=(0.0, 0.4),
+                  dopant_gain=(0.85, 1.15))
 #: Lowest response that is looked at when thresholds are chosen.
 LOWEST_RESPONSE = 0.10
 
