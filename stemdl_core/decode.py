@@ -13,7 +13,7 @@ G. D. Forney, The Viterbi algorithm, Proc. IEEE 61, 268 (1973).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,10 +38,19 @@ class OnlineViterbi:
         Negative logarithm of the probability of a change to one other state per frame [nats].
     max_lag : int
         Frames after which a decision is made even if sequences disagree.
+    extra_cost : callable, optional
+        ``extra_cost(a, b)`` is added to the cost of a change from state a to state b [nats].
     """
 
-    def __init__(self, *, change_cost: float, max_lag: int = 48) -> None:
+    def __init__(
+        self,
+        *,
+        change_cost: float,
+        max_lag: int = 48,
+        extra_cost: Callable[[Hashable, Hashable], float] | None = None,
+    ) -> None:
         self.change_cost = change_cost
+        self._extra = extra_cost
         self.max_lag = max_lag
         self._score: dict[Hashable, float] = {}
         self._pending: deque[tuple[int, dict[Hashable, Hashable], dict[Hashable, float]]] = deque()
@@ -78,13 +87,18 @@ class OnlineViterbi:
         if not self._score:
             score = dict(fits)
         else:
-            best = max(self._score, key=self._score.__getitem__)
-            changed = self._score[best] - self.change_cost
             score = {}
             for state in states:
-                stay = self._score.get(state, -np.inf)
-                back[state] = state if stay >= changed else best
-                score[state] = fits[state] + max(stay, changed)
+                best, value = state, self._score.get(state, -np.inf)
+                for other, reached in self._score.items():
+                    if other == state:
+                        continue
+                    changed = reached - self.change_cost
+                    changed -= self._extra(other, state) if self._extra is not None else 0.0
+                    if changed > value:
+                        best, value = other, changed
+                back[state] = best
+                score[state] = fits[state] + value
         top = max(score.values())
         # States that could not win even by later evidence in their favour for many frames are dropped.
         self._score = {s: v - top for s, v in score.items() if v - top > -60.0}
@@ -104,7 +118,9 @@ class OnlineViterbi:
             return []
         last = agreed if agreed >= 0 else len(self._pending) - self.max_lag - 1
         path = self._path()
-        decided = [Decided(f, s, fits) for (f, _, fits), s in zip(list(self._pending)[:last + 1], path[:last + 1])]
+        decided = [
+            Decided(f, s, fits) for (f, _, fits), s in zip(list(self._pending)[: last + 1], path[: last + 1])
+        ]
         for _ in range(last + 1):
             self._pending.popleft()
         if agreed < 0 and decided:

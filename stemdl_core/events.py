@@ -1,15 +1,15 @@
 """What happened to one defect: its name, place and orientation decided frame by frame, and their changes.
 
-Names are decided first. Only frames in which the defect shows as many foreign atoms as its name says then tell
-its place, and its orientation if it is a cluster: a frame that missed an atom of a trimer has another centre and
-no triangle, but nothing moved.
+Names are decided first. Only frames in which the defect shows as many foreign atoms as its name says then
+tell its place, and its orientation if it is a cluster: a frame that missed an atom of a trimer has another
+centre and no triangle, but nothing moved.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,30 +63,36 @@ def _sigmoid(value: float) -> float:
     return float(1.0 / (1.0 + np.exp(-np.clip(value, -40, 40))))
 
 
-def name_evidence(row: Row, material: Material, lattice: HostLattice | None, settings: TrackSettings,
-                  others: Iterable[str] = ()) -> tuple[dict[str, float], float]:
-    """Log-likelihood of a reading for each name it may have or that is among `others`, and for all other names.
+def name_evidence(
+    row: Row,
+    material: Material,
+    lattice: HostLattice | None,
+    settings: TrackSettings,
+    others: Iterable[str] = (),
+) -> tuple[dict[str, float], float]:
+    """Log-likelihood of a reading for each name it may have or that is among `others`, and for any other.
 
-    A single foreign atom's place is a second witness: three-fold atoms sit on lattice sites, four-fold ones in
-    the middle of the two atoms they replace, half a bond away. The host lattice tells the two apart without
-    any bond.
+    A single foreign atom's place is a second witness: three-fold atoms sit on lattice sites, four-fold ones
+    in the middle of the two atoms they replace, half a bond away. The host lattice tells the two apart
+    without any bond.
     """
     wrong = settings.misread_probability
     weight = 0.3 if row.seen.edge or row.seen.border_nm < 0.5 * settings.border_nm else 1.0
     # What the reading leaves to names it does not list, two of which are likely in practice.
     rest = 0.5 * max(1.0 - sum(row.seen.names.values()), 0.0)
     single = {n for n in (*row.seen.names, *others) if _one_foreign(n, material)}
+    if material.kind == "honeycomb":
+        single |= {n[:-1] + number for n in single for number in "34"}
     place: dict[str, float] = {}
     if lattice is not None and material.kind == "honeycomb" and row.seen.atoms and single:
         # Two foreign atoms where one is: a reading whose centre is less to be trusted, too.
         width, most = (0.020, 7.0) if row.seen.atoms == 1 else (0.025, 4.0)
         site = min((lattice.distance_nm(row.yx_nm) / width) ** 2 / 2, most)
         bond = min((lattice.distance_nm(row.yx_nm, _BONDS) / width) ** 2 / 2, most)
-        single |= {n[:-1] + number for n in single for number in "34"}
         place = {n: -site if n.endswith("3") else -bond for n in single}
     elsewhere = -2.5 if place and row.seen.atoms == 1 else 0.0
     evidence = {}
-    for name in {*row.seen.names, *others, *place}:
+    for name in {*row.seen.names, *others, *single}:
         # 'unknown' is a reading that failed more often than a state of the specimen.
         prior = 0.15 if name == "unknown" else 1.0
         probability = row.seen.names.get(name, rest)
@@ -104,7 +110,7 @@ def _one_foreign(name: str, material: Material) -> bool:
 
 
 class _Moves:
-    """Changes between decided places; a place of a single row half-way between two others is a mixed frame."""
+    """Changes between decided places; a single row half-way between two others is a mixed frame."""
 
     def __init__(self) -> None:
         self.current: int | None = None
@@ -152,7 +158,9 @@ class _PlaceChain:
         self._rows: dict[int, Row] = {}
         self.recent: deque[Row] = deque(maxlen=64)
 
-    def push(self, row: Row, value: NDArray[np.float64], stray: float) -> list[tuple[Row, int, int, Row | None]]:
+    def push(
+        self, row: Row, value: NDArray[np.float64], stray: float
+    ) -> list[tuple[Row, int, int, Row | None]]:
         """Add a reading; `stray` is the probability that it means nothing."""
         squared = self.places.visit(value)
         dimensions = len(np.atleast_1d(value))
@@ -181,6 +189,15 @@ class _PlaceChain:
             moves += self.moves.push(row, item.state, self._between)  # type: ignore[arg-type]
         return moves
 
+    def on_the_way(self, row: Row, start: NDArray[np.float64], end: NDArray[np.float64]) -> Row | None:
+        """The reading at or just before `row` that is neither at one end of the move nor at the other."""
+        away = 0.25 * float(np.linalg.norm(end - start))
+        for r in self.recent:
+            ends = (float(np.linalg.norm(r.yx_nm - e)) for e in (start, end))
+            if row.number - 1 <= r.number <= row.number and min(ends) > away:
+                return r
+        return None
+
     def _between(self, a: int, middle: int, b: int) -> bool:
         c = self.places.centers
         if not {a, middle, b} <= set(c):
@@ -204,7 +221,7 @@ class TrackHistory:
     def __init__(self, *, material: Material, settings: TrackSettings) -> None:
         self.material, self.settings = material, settings
         self.cost = float(-np.log(settings.change_probability))
-        self._names = OnlineViterbi(change_cost=self.cost)
+        self._names = OnlineViterbi(change_cost=self.cost, extra_cost=self._atoms_cost)
         self._open: dict[int, Row] = {}
         self.lattice: HostLattice | None = None
         self.name: str | None = None
@@ -216,12 +233,16 @@ class TrackHistory:
         self._faint: deque[Row] = deque(maxlen=64)
         self._brightness = float("nan")
         self._last_switch = -10
-        self._changes = 0
+        self._changes = self._moves = 0
 
     def _new_position_chain(self) -> _PlaceChain:
         sigma = self.settings.position_sigma_nm
-        return _PlaceChain(places=Places(sigma=sigma, apart=2.2 * sigma), change_cost=self.cost, span=0.3,
-                           longest=1.3 * self.material.bond_nm)
+        return _PlaceChain(
+            places=Places(sigma=sigma, apart=2.2 * sigma),
+            change_cost=self.cost,
+            span=0.3,
+            longest=1.3 * self.material.bond_nm,
+        )
 
     def atoms(self, name: str | None, seen: Observation) -> int:
         """Foreign atoms of a named state; of the reading itself where the name does not say."""
@@ -242,6 +263,11 @@ class TrackHistory:
         self._compare_brightness(row)
         return self._consume(self._names.push(row.number, evidence, floor=floor))
 
+    def _atoms_cost(self, a: Hashable, b: Hashable) -> float:
+        """Foreign atoms come and go more rarely than bonds change, and seldom for one frame."""
+        one, two = (foreign_atoms(str(n), self.material.species) for n in (a, b))
+        return 0.0 if one is None or two is None else 4.0 * min(abs(one - two), 2)
+
     def _compare_brightness(self, row: Row) -> None:
         """Remember readings in which an atom was there for a part of its scan lines only."""
         value, usual = row.seen.intensity, self._brightness
@@ -259,6 +285,10 @@ class TrackHistory:
         prior = self.settings.change_probability
         rate = (1.0 + self._changes) / (1.0 / prior + self.decided_rows)
         self._names.change_cost = float(-np.log(np.clip(rate, prior / 3, 4 * prior)))
+        rate = (1.0 + self._moves) / (1.0 / prior + self.decided_rows)
+        for chain in (self._position, self._angle):
+            if chain is not None:
+                chain.chain.change_cost = float(-np.log(np.clip(rate, prior / 3, 4 * prior)))
 
     def settle_anew(self) -> None:
         """Forget places and orientation: what comes next is not compared with what was before."""
@@ -307,8 +337,15 @@ class TrackHistory:
         else:
             self._last_switch = row.number
         step = row.yx_nm - earlier.yx_nm
-        change = Change(kind, row, old, name, _sigmoid(min(gains) - self.cost), mixed,
-                        step_nm=(float(step[0]), float(step[1])))
+        change = Change(
+            kind,
+            row,
+            old,
+            name,
+            _sigmoid(min(gains) - self.cost),
+            mixed,
+            step_nm=(float(step[0]), float(step[1])),
+        )
         return [*closing, change]
 
     def _locate(self, row: Row, name: str) -> list[Change]:
@@ -316,19 +353,26 @@ class TrackHistory:
         if seen.atoms != self.atoms(name, seen) or (seen.edge and seen.atoms > 1):
             self._skipped.append(row)
             return []
-        stray = float(np.clip(1.0 - seen.score, 0.003, 0.3))
+        stray = float(np.clip(0.1 * (1.0 - seen.score), 0.002, 0.05))
         if seen.names.get(name, 0.0) < 0.2:
             stray = max(stray, 0.05)
+        self._position.recent.append(row)
         changes = self._hops(self._position.push(row, row.yx_nm, stray))
         if seen.atoms >= 2 and seen.fold >= 2 and np.isfinite(seen.angle_deg):
             if self._angle is None:
                 period, sigma = 360.0 / seen.fold, self.settings.angle_sigma_deg
-                self._angle = _PlaceChain(places=Places(sigma=sigma, apart=3 * sigma, period=period),
-                                          change_cost=self.cost, span=period, longest=period)
+                self._angle = _PlaceChain(
+                    places=Places(sigma=sigma, apart=3 * sigma, period=period),
+                    change_cost=self.cost,
+                    span=period,
+                    longest=period,
+                )
             if abs(self._angle.places.period - 360.0 / seen.fold) < 1e-6:  # type: ignore[operator]
                 doubt = 0.005 if seen.fold == 2 else 0.001 * np.exp(0.4 * max(seen.deviation_deg - 8.0, 0.0))
                 self._angle.recent.append(row)
-                changes += self._turns(self._angle.push(row, np.array([seen.angle_deg]), float(min(doubt, 0.5))))
+                changes += self._turns(
+                    self._angle.push(row, np.array([seen.angle_deg]), float(min(doubt, 0.5)))
+                )
         return changes
 
     def _between(self, row: Row) -> Row | None:
@@ -352,14 +396,19 @@ class TrackHistory:
             with_switch = abs(row.number - self._last_switch) <= 1
             step = centers[end] - (centers[start] if with_switch else chain.settled)
             if np.linalg.norm(step) > limit:
-                mixed = mixed or self._between(row)
-                found.append(self._hop(row, centers[end] - step, centers[end], mixed))
+                mixed = mixed or self._between(row) or chain.on_the_way(row, centers[end] - step, centers[end])
                 chain.settled = centers[end].copy()
+                # The middle of odd rings that fit no name wanders with every ring that is read differently.
+                if row.seen.atoms or self.name != "unknown":
+                    self._moves += 1
+                    found.append(self._hop(row, centers[end] - step, centers[end], mixed))
             elif with_switch:
                 chain.settled = centers[end].copy()
         return found
 
-    def _hop(self, row: Row, start: NDArray[np.float64], end: NDArray[np.float64], mixed: Row | None) -> Change:
+    def _hop(
+        self, row: Row, start: NDArray[np.float64], end: NDArray[np.float64], mixed: Row | None
+    ) -> Change:
         step, name = end - start, str(self.name)
         text = sublattice = ""
         if self.lattice is not None:
@@ -371,12 +420,22 @@ class TrackHistory:
                 sublattice = ">".join("AB"[int(m)] for m in motif)
         sigma = np.sqrt(2.0) * self.settings.position_sigma_nm
         confidence = _sigmoid(min((float(np.linalg.norm(step)) / sigma) ** 2 / 2, 12.0) - self.cost)
-        return Change("hop", row, name, name, confidence * row.seen.score, mixed,
-                      step_nm=(float(step[0]), float(step[1])), lattice_step=text, sublattice=sublattice)
+        return Change(
+            "hop",
+            row,
+            name,
+            name,
+            confidence * row.seen.score,
+            mixed,
+            step_nm=(float(step[0]), float(step[1])),
+            lattice_step=text,
+            sublattice=sublattice,
+        )
 
     def _turns(self, moves: list[tuple[Row, int, int, Row | None]]) -> list[Change]:
         found, chain = [], self._angle
-        assert chain is not None and chain.places.period is not None
+        assert chain is not None
+        assert chain.places.period is not None
         period = chain.places.period
         for row, start, end, mixed in moves:
             centers = chain.places.centers
@@ -393,9 +452,19 @@ class TrackHistory:
                 near = [r for r in chain.recent if row.number - 1 <= r.number <= row.number]
                 bent = [r for r in near if r.seen.deviation_deg > self.settings.mixed_deviation_deg]
                 mixed = max(bent, key=lambda r: r.seen.deviation_deg) if bent else None
+            self._moves += 1
             gain = min((angle / (np.sqrt(2.0) * self.settings.angle_sigma_deg)) ** 2 / 2, 12.0)
-            found.append(Change("rotation", row, str(self.name), str(self.name),
-                                _sigmoid(gain - self.cost) * row.seen.score, mixed, angle_deg=angle))
+            found.append(
+                Change(
+                    "rotation",
+                    row,
+                    str(self.name),
+                    str(self.name),
+                    _sigmoid(gain - self.cost) * row.seen.score,
+                    mixed,
+                    angle_deg=angle,
+                )
+            )
             chain.settled = centers[end].copy()
         return found
 

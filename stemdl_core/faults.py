@@ -75,7 +75,9 @@ def frame_fault(frame: Frame, previous: Frame | Look | None = None) -> str | Non
     if now.contrast < _BLACK * before.contrast:
         return f"black: {100 * now.contrast / before.contrast:.0f} % of the contrast of the frame before"
     if before.spots > _CLEAR and now.spots < _BLURRED * before.spots:
-        return f"out of focus: lattice spots have {100 * now.spots / before.spots:.0f} % of their power before"
+        return (
+            f"out of focus: lattice spots have {100 * now.spots / before.spots:.0f} % of their power before"
+        )
     return None
 
 

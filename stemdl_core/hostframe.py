@@ -21,6 +21,8 @@ MOTIF = np.array([[1 / 3, 1 / 3], [2 / 3, 2 / 3]])
 #: With fewer host atoms the shape of the cell is taken from the frames before.
 _ENOUGH_FOR_SHAPE = 24
 _ENOUGH_FOR_PHASE = 6
+#: The most that a drift known from elsewhere can say against a branch [nats].
+_MOST_AGAINST = 3.0
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,21 @@ def _start(yx: NDArray[np.float64], material: Material) -> NDArray[np.float64] |
     return a * np.array([[np.sin(first), np.cos(first)], [np.sin(second), np.cos(second)]])
 
 
-def _phase(yx: NDArray[np.float64], basis: NDArray[np.float64], centre: NDArray[np.float64]) -> NDArray[np.float64]:
+def _phase(
+    yx: NDArray[np.float64], basis: NDArray[np.float64], centre: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Centre of a hexagon from the phases of the first-order structure factors, which are -1 about it."""
     structure = np.exp(-2j * np.pi * ((yx - centre) @ np.linalg.inv(basis))).mean(axis=0)
     return centre - (np.angle(-structure) / (2 * np.pi)) @ basis
 
 
-def fit_host_lattice(yx_nm: ArrayLike, *, material: Material, first_species: ArrayLike | None = None,
-                     prior: HostLattice | None = None) -> HostLattice | None:
+def fit_host_lattice(
+    yx_nm: ArrayLike,
+    *,
+    material: Material,
+    first_species: ArrayLike | None = None,
+    prior: HostLattice | None = None,
+) -> HostLattice | None:
     """Fit a honeycomb to host atoms.
 
     Parameters
@@ -152,8 +161,9 @@ def fit_host_lattice(yx_nm: ArrayLike, *, material: Material, first_species: Arr
         first = np.asarray(first_species, dtype=bool)
         if (motif[first] == 1).sum() > (motif[first] == 0).sum():
             basis = np.array([basis[1], basis[1] - basis[0]])  # turned by 60 degrees: A and B change places
-    return HostLattice(lattice.origin_nm, basis, int(keep.sum()),
-                       float(np.sqrt(np.mean(distance[keep] ** 2) / 2)))
+    return HostLattice(
+        lattice.origin_nm, basis, int(keep.sum()), float(np.sqrt(np.mean(distance[keep] ** 2) / 2))
+    )
 
 
 def host_lattice(analysis: FrameAnalysis, *, prior: HostLattice | None = None) -> HostLattice | None:
@@ -161,8 +171,9 @@ def host_lattice(analysis: FrameAnalysis, *, prior: HostLattice | None = None) -
     material = get_material(analysis.material)
     host = np.isin(analysis.sites.species, material.species)
     yx = analysis.pixel_size.to_nm(analysis.sites.yx_px[host])
-    return fit_host_lattice(yx, material=material, prior=prior,
-                            first_species=analysis.sites.species[host] == material.species[0])
+    return fit_host_lattice(
+        yx, material=material, prior=prior, first_species=analysis.sites.species[host] == material.species[0]
+    )
 
 
 class SpecimenFrame:
@@ -181,41 +192,73 @@ class SpecimenFrame:
         self._cell = np.zeros(2)
         self._last: int | None = None
 
-    def candidates(self, lattice: HostLattice | None, centre_nm: NDArray[np.float64], *, reach_nm: float,
-                   given_nm: ArrayLike | None = None, steps: int = 1) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    def candidates(
+        self,
+        lattice: HostLattice | None,
+        centre_nm: NDArray[np.float64],
+        *,
+        reach_nm: float,
+        given_nm: ArrayLike | None = None,
+        steps: int = 1,
+    ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """Drifts that the lattice allows around the predicted one, as pairs (drift, cell), nearest first.
 
-        `steps` is the number of frames since the last one; `given_nm` replaces the prediction. Without a
-        lattice there is one candidate, the prediction, with a cell of NaN.
+        `steps` is the number of frames since the last one. Branches near `given_nm`, a drift known from
+        elsewhere, are among them. Without a lattice there is one candidate, with a cell of NaN.
         """
-        predicted = self.drift_nm + steps * self.velocity_nm if given_nm is None else np.asarray(given_nm, float)
+        predicted = self.drift_nm + steps * self.velocity_nm
+        if given_nm is not None and (lattice is None or self.reference is None):
+            predicted = np.asarray(given_nm, dtype=float)
         if lattice is None or self.reference is None:
             return [(predicted, np.full(2, np.nan))]
         basis = self.reference.basis_nm
         home = centre_nm - self.reference.cartesian(lattice.fractional(centre_nm))
         inverse = np.linalg.inv(basis)
         middle = np.round((home - predicted) @ inverse)
-        span = int(np.ceil(reach_nm / np.linalg.norm(basis[0]) * 1.3)) + 1
+        aside = 0.0 if given_nm is None else min(float(np.linalg.norm(np.asarray(given_nm) - predicted)), 1.0)
+        span = int(np.ceil((reach_nm + aside) / np.linalg.norm(basis[0]) * 1.3)) + 1
         grid = np.stack(np.meshgrid(*(np.arange(-span, span + 1),) * 2, indexing="ij"), -1).reshape(-1, 2)
         cells = middle + grid
         drifts = home - cells @ basis
         off = np.linalg.norm(drifts - predicted, axis=1)
+        if given_nm is not None:
+            off = np.minimum(off, np.linalg.norm(drifts - np.asarray(given_nm, dtype=float), axis=1))
         order = np.argsort(off)
         order = order[off[order] <= max(reach_nm, off.min() + 1e-9)]
         return [(drifts[i], cells[i]) for i in order]
 
-    def cost(self, drift_nm: NDArray[np.float64], *, given_nm: ArrayLike | None = None,
-             given_sigma_nm: float = 0.03, steps: int = 1) -> float:
-        """Negative log-likelihood of a drift, with the heavy tail that stage jumps have (Student, 3 degrees)."""
-        if given_nm is None:
-            miss = drift_nm - self.drift_nm - steps * self.velocity_nm
-            width = self.spread_nm * np.sqrt(steps)
-        else:
-            miss, width = drift_nm - np.asarray(given_nm, float), given_sigma_nm
-        return 2.5 * float(np.log1p(miss @ miss / (3 * width**2)))
+    def cost(
+        self,
+        drift_nm: NDArray[np.float64],
+        *,
+        given_nm: ArrayLike | None = None,
+        given_sigma_nm: float = 0.03,
+        steps: int = 1,
+        alone: bool = False,
+    ) -> float:
+        """Negative log-likelihood of a drift, with the heavy tail that stage jumps have (Student, 3 degrees).
 
-    def to_specimen(self, yx_nm: ArrayLike, lattice: HostLattice | None, drift_nm: NDArray[np.float64],
-                    cell: NDArray[np.float64]) -> NDArray[np.float64]:
+        A drift known from elsewhere counts as one more witness that may be wrong by a lattice vector; where no
+        defect tells the branch (`alone`) it is the only one.
+        """
+        if given_nm is None or not alone:
+            miss = drift_nm - self.drift_nm - steps * self.velocity_nm
+            cost = 2.5 * float(np.log1p(miss @ miss / (3 * steps * self.spread_nm**2)))
+        else:
+            cost = 0.0
+        if given_nm is not None:
+            off = drift_nm - np.asarray(given_nm, dtype=float)
+            against = 2.5 * float(np.log1p(off @ off / (3 * given_sigma_nm**2)))
+            cost += against if alone else min(against, _MOST_AGAINST)
+        return cost
+
+    def to_specimen(
+        self,
+        yx_nm: ArrayLike,
+        lattice: HostLattice | None,
+        drift_nm: NDArray[np.float64],
+        cell: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
         """Positions (..., 2) in the image [nm] to positions in the specimen's frame [nm]."""
         yx = np.asarray(yx_nm, dtype=np.float64)
         if lattice is None or self.reference is None or np.isnan(cell).any():
@@ -226,11 +269,15 @@ class SpecimenFrame:
         """Take a drift as that of the newest frame and learn how well it was predicted."""
         if self.reference is None and lattice is not None:
             # A point of the specimen is at its image position minus the drift up to here.
-            self.reference = HostLattice(lattice.origin_nm - drift_nm, lattice.basis_nm, lattice.sites, lattice.rms_nm)
+            self.reference = HostLattice(
+                lattice.origin_nm - drift_nm, lattice.basis_nm, lattice.sites, lattice.rms_nm
+            )
         if self._last is not None:
             step = (drift_nm - self.drift_nm) / steps
             miss = step - self.velocity_nm
-            self.spread_nm = float(np.clip(np.sqrt(0.85 * self.spread_nm**2 + 0.15 * (miss @ miss) / 2), 0.015, 0.15))
+            self.spread_nm = float(
+                np.clip(np.sqrt(0.85 * self.spread_nm**2 + 0.15 * (miss @ miss) / 2), 0.015, 0.15)
+            )
             # Only part of a step predicts the next: jitter would otherwise be counted twice.
             self.velocity_nm = 0.7 * self.velocity_nm + 0.3 * step
         self._last = 0

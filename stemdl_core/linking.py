@@ -100,7 +100,9 @@ class Linked:
     cost: float
 
 
-def position_cost(distance_nm: NDArray[np.float64], *, sigma_nm: float, missed: NDArray[np.float64]) -> NDArray[np.float64]:
+def position_cost(
+    distance_nm: NDArray[np.float64], *, sigma_nm: float, missed: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Negative log-likelihood of displacements: rest with scatter, or a hop now and then."""
     hop = np.minimum(0.02 * (1.0 + missed), 0.2)
     with np.errstate(under="ignore"):
@@ -120,8 +122,9 @@ def _species_cost(a: Mapping[str, int], b: Mapping[str, int]) -> float:
     return 2.5 * (sum(a.values()) + sum(b.values()) - 2 * common)
 
 
-def chemistry_costs(targets: Sequence[Target], foreign: Sequence[Mapping[str, int]],
-                    names: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
+def chemistry_costs(
+    targets: Sequence[Target], foreign: Sequence[Mapping[str, int]], names: Sequence[Mapping[str, float]]
+) -> NDArray[np.float64]:
     """(T, D) costs of pairing targets with detections for what they are, wherever they are."""
     table = np.zeros((len(targets), len(foreign)))
     for i, target in enumerate(targets):
@@ -138,12 +141,19 @@ def chemistry_costs(targets: Sequence[Target], foreign: Sequence[Mapping[str, in
 
 def recomposition(targets: Sequence[Target], foreign: Sequence[Mapping[str, int]]) -> NDArray[np.bool_]:
     """(T, D) whether a pair differs in its foreign atoms."""
-    return np.array([[dict(t.foreign) != dict(f) for f in foreign] for t in targets],
-                    dtype=bool).reshape(len(targets), len(foreign))
+    return np.array([[dict(t.foreign) != dict(f) for f in foreign] for t in targets], dtype=bool).reshape(
+        len(targets), len(foreign)
+    )
 
 
-def link(targets: Sequence[Target], yx_nm: NDArray[np.float64], chemistry: NDArray[np.float64],
-         recomposed: NDArray[np.bool_], birth: NDArray[np.float64], settings: TrackSettings) -> Linked:
+def link(
+    targets: Sequence[Target],
+    yx_nm: NDArray[np.float64],
+    chemistry: NDArray[np.float64],
+    recomposed: NDArray[np.bool_],
+    birth: NDArray[np.float64],
+    settings: TrackSettings,
+) -> Linked:
     """Cheapest assignment of detections to tracks.
 
     Parameters
@@ -173,7 +183,9 @@ def link(targets: Sequence[Target], yx_nm: NDArray[np.float64], chemistry: NDArr
     cost = position_cost(distance, sigma_nm=settings.position_sigma_nm, missed=missed)
     # An atom more or less moves the centre: such a step says nothing about rest.
     cost = np.where(recomposed, distance / 0.2, cost) + chemistry
-    limit = np.array([[min(settings.search_range_nm, 0.12) if t.away else settings.search_range_nm] for t in targets])
+    limit = np.array(
+        [[min(settings.search_range_nm, 0.12) if t.away else settings.search_range_nm] for t in targets]
+    )
     cost[distance > limit] = _FORBIDDEN
     table = np.full((count + found, count + found), _FORBIDDEN)
     table[:count, :found] = np.minimum(cost, _FORBIDDEN)

@@ -116,8 +116,9 @@ def triangle_deviation(points_nm: ArrayLike) -> float:
     return worst
 
 
-def _geometry(foreign: NDArray[np.float64], hosts: NDArray[np.float64], center: NDArray[np.float64],
-              name: str) -> tuple[float, int, float]:
+def _geometry(
+    foreign: NDArray[np.float64], hosts: NDArray[np.float64], center: NDArray[np.float64], name: str
+) -> tuple[float, int, float]:
     nan = float("nan")
     if len(foreign) in (3, 4):
         # The fourth atom of a filled rotor sits in its centre and tells nothing of the orientation.
@@ -150,7 +151,7 @@ def _names(defect: Defect) -> dict[str, float]:
         # A single foreign atom: the probabilities of its numbers of bonds are those of its names.
         stem, _, host = defect.name.partition("-")
         symbol = re.match(r"[A-Z][a-z]?", host)
-        if symbol is not None and host[symbol.end():].isdigit():
+        if symbol is not None and host[symbol.end() :].isdigit():
             counts = next(iter(defect.coordination.values()))
             for number, probability in counts.items():
                 if probability > 1e-4:
@@ -171,15 +172,34 @@ def observe(analysis: FrameAnalysis) -> list[Observation]:
         species = sites.species[ids]
         foreign = ids[[_is_foreign(defect, s, material.species) for s in species]] if len(ids) else ids
         hosts = np.setdiff1d(ids, foreign)
-        yx_px = sites.yx_px[foreign].mean(axis=0) if len(foreign) else np.asarray(defect.center_px, dtype=float)
-        angle, fold, deviation = _geometry(pixel.to_nm(sites.yx_px[foreign]), pixel.to_nm(sites.yx_px[hosts]),
-                                           pixel.to_nm(defect.center_px), defect.name)
-        border = min(yx_px[0] + 0.5, height - 0.5 - yx_px[0], yx_px[1] + 0.5, width - 0.5 - yx_px[1]) * pixel.nm
+        yx_px = (
+            sites.yx_px[foreign].mean(axis=0) if len(foreign) else np.asarray(defect.center_px, dtype=float)
+        )
+        angle, fold, deviation = _geometry(
+            pixel.to_nm(sites.yx_px[foreign]),
+            pixel.to_nm(sites.yx_px[hosts]),
+            pixel.to_nm(defect.center_px),
+            defect.name,
+        )
+        border = (
+            min(yx_px[0] + 0.5, height - 0.5 - yx_px[0], yx_px[1] + 0.5, width - 0.5 - yx_px[1]) * pixel.nm
+        )
         score = float(sites.score[foreign].mean()) if len(foreign) else float(defect.probability)
-        found.append(Observation(
-            np.asarray(yx_px, dtype=float), pixel.to_nm(yx_px), dict(Counter(map(str, sites.species[foreign]))),
-            _names(defect), float(np.clip(score, 0.0, 1.0)), angle, fold, deviation, float(border),
-            bool(sites.edge[foreign].any()) if len(foreign) else False, *_brightness(sites, foreign)))
+        found.append(
+            Observation(
+                np.asarray(yx_px, dtype=float),
+                pixel.to_nm(yx_px),
+                dict(Counter(map(str, sites.species[foreign]))),
+                _names(defect),
+                float(np.clip(score, 0.0, 1.0)),
+                angle,
+                fold,
+                deviation,
+                float(border),
+                bool(sites.edge[foreign].any()) if len(foreign) else False,
+                *_brightness(sites, foreign),
+            )
+        )
     return found
 
 

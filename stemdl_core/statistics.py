@@ -66,7 +66,9 @@ def poisson_rate(events: int, time: float, *, confidence: float = 0.95) -> Rate:
         return Rate(events, time, float("nan"), 0.0, float("inf"))
     tail = (1 - confidence) / 2
     low = chi2.ppf(tail, 2 * events) / 2 if events else 0.0
-    return Rate(events, time, events / time, float(low / time), float(chi2.isf(tail, 2 * events + 2) / 2 / time))
+    return Rate(
+        events, time, events / time, float(low / time), float(chi2.isf(tail, 2 * events + 2) / 2 / time)
+    )
 
 
 def time_unit(tracks: Tracks) -> str:
@@ -98,19 +100,42 @@ def dwells(tracks: Tracks) -> pd.DataFrame:
         mine = np.flatnonzero(tracks.track_id == track_id)
         names, frames = tracks.name[mine], tracks.frame[mine]
         cuts = np.r_[0, np.flatnonzero(names[1:] != names[:-1]) + 1, len(mine)]
-        ended = {e.frame for e in tracks.events.of_kind("death") if track_id in e.track_ids and e.where == "inside"}
-        born = {e.frame for e in tracks.events.of_kind("birth") if track_id in e.track_ids and e.where == "inside"}
+        ended = {
+            e.frame for e in tracks.events.of_kind("death") if track_id in e.track_ids and e.where == "inside"
+        }
+        born = {
+            e.frame for e in tracks.events.of_kind("birth") if track_id in e.track_ids and e.where == "inside"
+        }
         for k in range(len(cuts) - 1):
             begin, end = int(frames[cuts[k]]), int(frames[cuts[k + 1] - 1])
             last = k == len(cuts) - 2
             until = end + 1 if last else int(frames[cuts[k + 1]])
-            rows.append((int(track_id), str(names[cuts[k]]), begin, end, (until - begin) * step,
-                         k == 0 and begin not in born, last and not any(end < f <= end + 2 for f in ended),
-                         "" if last else str(names[cuts[k + 1]])))
-    table = pd.DataFrame(rows, columns=["track_id", "name", "first", "last", "duration", "censored_start",
-                                        "censored_end", "next"])
-    dtypes = {"track_id": "int64", "name": object, "first": "int64", "last": "int64", "duration": "float64",
-              "censored_start": bool, "censored_end": bool, "next": object}
+            rows.append(
+                (
+                    int(track_id),
+                    str(names[cuts[k]]),
+                    begin,
+                    end,
+                    (until - begin) * step,
+                    k == 0 and begin not in born,
+                    last and not any(end < f <= end + 2 for f in ended),
+                    "" if last else str(names[cuts[k + 1]]),
+                )
+            )
+    table = pd.DataFrame(
+        rows,
+        columns=["track_id", "name", "first", "last", "duration", "censored_start", "censored_end", "next"],
+    )
+    dtypes = {
+        "track_id": "int64",
+        "name": object,
+        "first": "int64",
+        "last": "int64",
+        "duration": "float64",
+        "censored_start": bool,
+        "censored_end": bool,
+        "next": object,
+    }
     return table.astype(dtypes)
 
 
@@ -132,10 +157,29 @@ def dwell_times(tracks: Tracks, *, confidence: float = 0.95) -> pd.DataFrame:
         mine = table[table["name"] == name]
         done = int((~mine["censored_end"]).sum())
         rate = poisson_rate(done, float(mine["duration"].sum()), confidence=confidence)
-        rows.append((name, len(mine), done, rate.time, 1 / rate.value if done else float("inf"), 1 / rate.high,
-                     1 / rate.low if done else float("inf")))
-    return _table(rows, {"name": object, "stays": "int64", "completed": "int64", "time": "float64",
-                         "mean": "float64", "low": "float64", "high": "float64"})
+        rows.append(
+            (
+                name,
+                len(mine),
+                done,
+                rate.time,
+                1 / rate.value if done else float("inf"),
+                1 / rate.high,
+                1 / rate.low if done else float("inf"),
+            )
+        )
+    return _table(
+        rows,
+        {
+            "name": object,
+            "stays": "int64",
+            "completed": "int64",
+            "time": "float64",
+            "mean": "float64",
+            "low": "float64",
+            "high": "float64",
+        },
+    )
 
 
 def transition_rates(tracks: Tracks, *, confidence: float = 0.95) -> pd.DataFrame:
@@ -156,21 +200,35 @@ def transition_rates(tracks: Tracks, *, confidence: float = 0.95) -> pd.DataFram
             if a != b:
                 rate = poisson_rate(int((mine["next"] == b).sum()), time, confidence=confidence)
                 rows.append((a, b, rate.events, time, rate.value, rate.low, rate.high))
-    return _table(rows, {"from": object, "to": object, "count": "int64", "time": "float64", "rate": "float64",
-                         "low": "float64", "high": "float64"})
+    return _table(
+        rows,
+        {
+            "from": object,
+            "to": object,
+            "count": "int64",
+            "time": "float64",
+            "rate": "float64",
+            "low": "float64",
+            "high": "float64",
+        },
+    )
 
 
 def transition_matrix(tracks: Tracks) -> pd.DataFrame:
     """(K, K) numbers of transitions from the row's type of defect to the column's."""
     table = dwells(tracks)
     names = sorted(set(table["name"]))
-    matrix = pd.DataFrame(0, index=pd.Index(names, name="from"), columns=pd.Index(names, name="to"), dtype="int64")
+    matrix = pd.DataFrame(
+        0, index=pd.Index(names, name="from"), columns=pd.Index(names, name="to"), dtype="int64"
+    )
     for a, b in table.loc[table["next"] != "", ["name", "next"]].itertuples(index=False):
         matrix.loc[a, b] += 1
     return matrix
 
 
-def mean_squared_displacement(tracks: Tracks, *, track_id: int | None = None, max_lag: int | None = None) -> pd.DataFrame:
+def mean_squared_displacement(
+    tracks: Tracks, *, track_id: int | None = None, max_lag: int | None = None
+) -> pd.DataFrame:
     """Mean squared displacement relative to the host lattice, over all pairs of frames and tracks.
 
     Parameters
@@ -207,8 +265,15 @@ def mean_squared_displacement(tracks: Tracks, *, track_id: int | None = None, ma
     lags = np.flatnonzero(pairs)
     mean = total[lags] / pairs[lags]
     variance = np.maximum(squares[lags] / pairs[lags] - mean**2, 0.0)
-    return pd.DataFrame({"lag": lags.astype(np.int64), "time": lags * frame_time(tracks), "msd_nm2": mean,
-                         "sigma_nm2": np.sqrt(variance / np.maximum(pairs[lags] / lags, 1.0)), "pairs": pairs[lags]})
+    return pd.DataFrame(
+        {
+            "lag": lags.astype(np.int64),
+            "time": lags * frame_time(tracks),
+            "msd_nm2": mean,
+            "sigma_nm2": np.sqrt(variance / np.maximum(pairs[lags] / lags, 1.0)),
+            "pairs": pairs[lags],
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -261,7 +326,9 @@ def diffusion(tracks: Tracks, *, confidence: float = 0.95, lattice_nm: float = 0
         first = curve.iloc[: max(2, min(8, len(curve)))]
         weight = 1.0 / np.maximum(first["sigma_nm2"].to_numpy(), 1e-9)
         slope = float(np.polyfit(first["time"], first["msd_nm2"], 1, w=weight)[0]) / 4
-    return Diffusion(rate, square, rate.value * scale, rate.low * scale, rate.high * scale, slope, time_unit(tracks))
+    return Diffusion(
+        rate, square, rate.value * scale, rate.low * scale, rate.high * scale, slope, time_unit(tracks)
+    )
 
 
 @dataclass(frozen=True)
@@ -283,8 +350,9 @@ class Occupancy:
     pixel_nm: float
 
 
-def occupancy(tracks: Tracks, *, pixel_nm: float = 0.02, name: str | None = None,
-              track_id: int | None = None) -> Occupancy:
+def occupancy(
+    tracks: Tracks, *, pixel_nm: float = 0.02, name: str | None = None, track_id: int | None = None
+) -> Occupancy:
     """Map of the time that defects spent at each place of the specimen.
 
     Parameters
@@ -335,10 +403,13 @@ def site_occupancy(tracks: Tracks, *, apart_nm: float = 0.07) -> pd.DataFrame:
             members = left & (np.linalg.norm(yx - yx[left][best], axis=1) < apart_nm)
             center = np.median(yx[members], axis=0)
             members = left & ((np.linalg.norm(yx - center, axis=1) < apart_nm) | members)
-            rows.append((name, float(center[0]), float(center[1]), members.sum() * step, members.sum() / total))
+            rows.append(
+                (name, float(center[0]), float(center[1]), members.sum() * step, members.sum() / total)
+            )
             left &= ~members
-    table = _table(rows, {"name": object, "y_nm": "float64", "x_nm": "float64", "time": "float64",
-                          "fraction": "float64"})
+    table = _table(
+        rows, {"name": object, "y_nm": "float64", "x_nm": "float64", "time": "float64", "fraction": "float64"}
+    )
     return table.sort_values("time", ascending=False, kind="stable", ignore_index=True)
 
 

@@ -108,8 +108,18 @@ class _Track:
         return sum(self.foreign.values())
 
 
-_COLUMNS = ("frame", "time_s", "y_px", "x_px", "y_nm", "x_nm", "orientation_deg", "seen_as", "probability",
-            "deviation_deg")
+_COLUMNS = (
+    "frame",
+    "time_s",
+    "y_px",
+    "x_px",
+    "y_nm",
+    "x_nm",
+    "orientation_deg",
+    "seen_as",
+    "probability",
+    "deviation_deg",
+)
 
 
 class Tracker:
@@ -132,8 +142,9 @@ class Tracker:
     ...         print(event.frame, event.kind)
     """
 
-    def __init__(self, *, settings: TrackSettings | None = None,
-                 analyze: Callable[[Any], FrameAnalysis] | None = None) -> None:
+    def __init__(
+        self, *, settings: TrackSettings | None = None, analyze: Callable[[Any], FrameAnalysis] | None = None
+    ) -> None:
         self.settings = settings or TrackSettings()
         self._analyze = analyze
         self._specimen = SpecimenFrame()
@@ -146,7 +157,7 @@ class Tracker:
         self._next_id = 1
         self._shape: tuple[int, int] | None = None
         self._usual_atoms, self._lattice_lost = 0.0, 0
-        self._given_first = np.zeros(2)
+        self._given: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._good = 0
         self._seen = 0
         self._frames: list[int] = []
@@ -188,9 +199,13 @@ class Tracker:
         if self._material is None:
             self._material = material
         if material != self._material:
-            raise StemdlError(f"frame {analysis.frame} is {material.name}, the frames before {self._material.name}")
+            raise StemdlError(
+                f"frame {analysis.frame} is {material.name}, the frames before {self._material.name}"
+            )
         if self._frames and analysis.frame <= self._frames[-1]:
-            raise StemdlError(f"frame {analysis.frame} comes after frame {self._frames[-1]}: frames must be in order")
+            raise StemdlError(
+                f"frame {analysis.frame} comes after frame {self._frames[-1]}: frames must be in order"
+            )
         fault = self._fault(analysis, material)
         if fault is not None:
             return self.skip(analysis.frame, fault)
@@ -219,7 +234,9 @@ class Tracker:
         self._retire(events)
         self._settle(events, final=False)
         self._events += events
-        return Update(analysis.frame, self._specimen.drift_nm.copy(), self._current(analysis.frame), tuple(events))
+        return Update(
+            analysis.frame, self._specimen.drift_nm.copy(), self._current(analysis.frame), tuple(events)
+        )
 
     def _fault(self, analysis: FrameAnalysis, material: Material) -> str | None:
         """Why an analysis says nothing about the specimen: other size, or most of the lattice not found."""
@@ -232,14 +249,23 @@ class Tracker:
         if usual >= _LATTICE_ATOMS and atoms < 0.4 * usual and self._lattice_lost <= _REAL_LOSS:
             return f"lattice not found: {atoms:.0f} atoms where there were {usual:.0f}"
         # A hole that stays is no bad frame: after some time what is left is the usual.
-        self._usual_atoms = atoms if usual == 0 or self._lattice_lost > _REAL_LOSS else 0.9 * usual + 0.1 * atoms
+        self._usual_atoms = (
+            atoms if usual == 0 or self._lattice_lost > _REAL_LOSS else 0.9 * usual + 0.1 * atoms
+        )
         self._lattice_lost = 0
         return None
 
     # ---------------------------------------------------------------- linking
 
-    def _place(self, analysis: FrameAnalysis, found: list[Observation], lattice: Any, steps: int,
-               given: ArrayLike | None, sigma: float) -> tuple[NDArray[np.float64], list[_Track], Linked]:
+    def _place(
+        self,
+        analysis: FrameAnalysis,
+        found: list[Observation],
+        lattice: Any,
+        steps: int,
+        given: ArrayLike | None,
+        sigma: float,
+    ) -> tuple[NDArray[np.float64], list[_Track], Linked]:
         """Drift and links that are most probable together."""
         specimen, settings = self._specimen, self.settings
         centre = analysis.pixel_size.to_nm([(analysis.shape[0] - 1) / 2, (analysis.shape[1] - 1) / 2])
@@ -248,17 +274,22 @@ class Tracker:
         births = birth_costs([s.border_nm for s in found], settings)
         if not self._frames:
             # The first frame defines the specimen's frame: nothing to choose.
-            self._given_first = np.zeros(2) if given is None else np.asarray(given, dtype=float)
             specimen.accept(lattice, np.zeros(2))
+            self._anchor(given)
             return yx, [], Linked((), 0.0)
-        if given is not None:
-            given = np.asarray(given, dtype=float) - self._given_first
+        if given is not None and self._given is not None:
+            # The step counts, not the sum: two ways to a branch may differ once and agree ever after.
+            given_then, drift_then = self._given
+            expected = drift_then + np.asarray(given, dtype=float) - given_then
+        else:
+            expected = None
+        alone = not found
         tracks = [*self._live, *self._away]
         chemistry = recomposed = None
         best: tuple[float, Any] | None = None
-        reach = 0.35 if given is None else max(0.2, 4 * sigma)
-        for drift, cell in specimen.candidates(lattice, centre, reach_nm=reach, given_nm=given, steps=steps):
-            prior = specimen.cost(drift, given_nm=given, given_sigma_nm=sigma, steps=steps)
+        reach = 0.35
+        for drift, cell in specimen.candidates(lattice, centre, reach_nm=reach, given_nm=expected, steps=steps):
+            prior = specimen.cost(drift, given_nm=expected, given_sigma_nm=sigma, steps=steps, alone=alone)
             if best is not None and prior - 1.2 * len(found) > best[0]:
                 continue
             positions = specimen.to_specimen(yx, lattice, drift, cell)
@@ -274,19 +305,38 @@ class Tracker:
         assert best is not None
         drift, positions, linked = best[1]
         specimen.accept(lattice, drift, steps=steps)
+        self._anchor(given)
         return positions, tracks, linked
+
+    def _anchor(self, given: ArrayLike | None) -> None:
+        """Remember which drift of ours goes with one known from elsewhere."""
+        if given is not None:
+            self._given = (np.asarray(given, dtype=float), self._specimen.drift_nm.copy())
 
     def _target(self, track: _Track, drift: NDArray[np.float64], size: NDArray[np.float64]) -> Target:
         expected = track.where + drift
         inside = float(min(expected.min(), (size - expected).min()))
         away = track.lost_at is not None
-        return Target(track.where, track.foreign, track.history.likely_name or "", track.missed, track.real,
-                      inside > self.settings.border_nm, away)
+        return Target(
+            track.where,
+            track.foreign,
+            track.history.likely_name or "",
+            track.missed,
+            track.real,
+            inside > self.settings.border_nm,
+            away,
+        )
 
     def _begin(self, seen: Observation, yx_nm: NDArray[np.float64], analysis: FrameAnalysis) -> _Track:
         assert self._material is not None
-        track = _Track(0, TrackHistory(material=self._material, settings=self.settings), self._good, self._good,
-                       yx_nm, dict(seen.foreign))
+        track = _Track(
+            0,
+            TrackHistory(material=self._material, settings=self.settings),
+            self._good,
+            self._good,
+            yx_nm,
+            dict(seen.foreign),
+        )
         # What was there when the movie began was not born; a hole may have been overlooked in one frame.
         grace = 0 if seen.atoms else 1
         track.born = self._good > grace
@@ -305,8 +355,14 @@ class Tracker:
                 return "border"
         return "inside"
 
-    def _revive(self, tracks: list[_Track], taken: dict[int, int], found: list[Observation],
-                positions: NDArray[np.float64], free: set[int]) -> dict[int, _Track]:
+    def _revive(
+        self,
+        tracks: list[_Track],
+        taken: dict[int, int],
+        found: list[Observation],
+        positions: NDArray[np.float64],
+        free: set[int],
+    ) -> dict[int, _Track]:
         """Tracks that had merged into a cluster which now lacks just their atoms, by detection number.
 
         `taken` is put right where both parts are alike: each is then the one nearer to where it was before.
@@ -315,18 +371,30 @@ class Tracker:
         for track in tracks:
             if not track.absorbed or id(track) not in taken:
                 continue
-            near = [j for j in free if j not in parts
-                    and np.linalg.norm(track.where - positions[j]) < self.settings.merge_range_nm]
+            near = [
+                j
+                for j in free
+                if j not in parts
+                and np.linalg.norm(track.where - positions[j]) < self.settings.merge_range_nm
+            ]
             for other in list(track.absorbed):
                 own = taken[id(track)]
-                match = next((j for j in near if dict(found[j].foreign) == other.foreign
-                              and found[own].atoms + found[j].atoms == track.atoms), None)
+                match = next(
+                    (
+                        j
+                        for j in near
+                        if dict(found[j].foreign) == other.foreign
+                        and found[own].atoms + found[j].atoms == track.atoms
+                    ),
+                    None,
+                )
                 if match is None:
                     continue
                 pair = np.array([positions[own], positions[match]])
                 home = np.array([track.apart_at, other.where])
-                if (found[own].foreign == found[match].foreign
-                        and np.linalg.norm(pair[::-1] - home) < np.linalg.norm(pair - home)):
+                if found[own].foreign == found[match].foreign and np.linalg.norm(
+                    pair[::-1] - home
+                ) < np.linalg.norm(pair - home):
                     taken[id(track)], match = match, own
                     free ^= {match, taken[id(track)]}
                 track.absorbed.remove(other)
@@ -345,8 +413,14 @@ class Tracker:
 
     # ------------------------------------------------------------ bookkeeping
 
-    def _extend(self, track: _Track, analysis: FrameAnalysis, seen: Observation, yx_nm: NDArray[np.float64],
-                events: list[Event]) -> None:
+    def _extend(
+        self,
+        track: _Track,
+        analysis: FrameAnalysis,
+        seen: Observation,
+        yx_nm: NDArray[np.float64],
+        events: list[Event],
+    ) -> None:
         """Add a reading to a track."""
         if track.lost_at is not None and track in self._away:
             self._away.remove(track)
@@ -355,13 +429,24 @@ class Tracker:
             if track in self._ended:
                 self._ended.remove(track)
             else:
-                events.append(Event(analysis.frame, "birth", (track.id,), "", seen.name, analysis.time_s,
-                                    where="border"))
+                events.append(
+                    Event(
+                        analysis.frame, "birth", (track.id,), "", seen.name, analysis.time_s, where="border"
+                    )
+                )
         if track.missed and self._good - track.last > 1:
             track.returned.append(self._good)
         row = Row(track.history.count, analysis.frame, analysis.time_s, seen, yx_nm)
-        values = (analysis.frame, np.nan if analysis.time_s is None else analysis.time_s, *seen.yx_px.tolist(),
-                  *yx_nm.tolist(), seen.angle_deg, seen.name, seen.names[seen.name], seen.deviation_deg)
+        values = (
+            analysis.frame,
+            np.nan if analysis.time_s is None else analysis.time_s,
+            *seen.yx_px.tolist(),
+            *yx_nm.tolist(),
+            seen.angle_deg,
+            seen.name,
+            seen.names[seen.name],
+            seen.deviation_deg,
+        )
         for key, value in zip(_COLUMNS, values):
             track.rows[key].append(value)
         names, changes = track.history.push(row, self._specimen.reference)
@@ -375,7 +460,7 @@ class Tracker:
         track.foreign = dict(seen.foreign)
         track.last, track.missed, track.last_frame = self._good, 0, analysis.frame
         track.last_border_nm = seen.border_nm
-        track.evidence += max(seen.score if seen.atoms else seen.names[seen.name], 0.3)
+        track.evidence += _weight(seen)
         self._report(track, changes, events)
         if not track.real and track.evidence >= self.settings.confirm:
             self._confirm(track, events)
@@ -443,9 +528,23 @@ class Tracker:
                         self._confirm(partner, events)
             ids = (track.id,) if partner is None else (track.id, partner.id)
             at = change.at
-            events.append(Event(at.frame, change.kind, ids, " + ".join(before), " + ".join(after), at.time_s,
-                                change.angle_deg, change.confidence, change.mixed is not None, "", change.step_nm,
-                                change.lattice_step, change.sublattice))
+            events.append(
+                Event(
+                    at.frame,
+                    change.kind,
+                    ids,
+                    " + ".join(before),
+                    " + ".join(after),
+                    at.time_s,
+                    change.angle_deg,
+                    change.confidence,
+                    change.mixed is not None,
+                    "",
+                    change.step_nm,
+                    change.lattice_step,
+                    change.sublattice,
+                )
+            )
 
     def _exchange_past(self, track: _Track, partner: _Track, change: Change, events: list[Event]) -> None:
         """Let the older of two equal tracks that merged be the one that goes on."""
@@ -474,7 +573,9 @@ class Tracker:
             if distance > self.settings.merge_range_nm:
                 continue
             if change.kind == "merge":
-                fits = number - 2 - self.settings.memory_frames <= other.last <= number and other.first < number
+                fits = (
+                    number - 2 - self.settings.memory_frames <= other.last <= number and other.first < number
+                )
             else:
                 starts = [*other.returned[-3:], *([other.first] if other.born else [])]
                 fits = any(abs(g - number) <= 1 for g in starts)
@@ -498,9 +599,18 @@ class Tracker:
                 self._born.remove(track)
             elif final or self._good - track.first > _PATIENCE or not self._has_neighbour(track):
                 self._born.remove(track)
-                events.append(Event(track.rows["frame"][0], "birth", (track.id,), "", self._first_name(track),
-                                    _time(track.rows["time_s"][0]), confidence=self._presence(track),
-                                    where=track.entered))
+                events.append(
+                    Event(
+                        track.rows["frame"][0],
+                        "birth",
+                        (track.id,),
+                        "",
+                        self._first_name(track),
+                        _time(track.rows["time_s"][0]),
+                        confidence=self._presence(track),
+                        where=track.entered,
+                    )
+                )
         for track in list(self._ended):
             waited = self._good - track.last > self.settings.memory_frames + _PATIENCE
             if not (final or waited or not self._has_neighbour(track)):
@@ -511,8 +621,18 @@ class Tracker:
             self._report(track, changes, events)
             if track.taken_by is None and track.lost_at is not None:
                 where = "border" if track.last_border_nm < self.settings.border_nm else "inside"
-                events.append(Event(track.lost_at[0], "death", (track.id,), track.history.likely_name or "unknown",
-                                    "", track.lost_at[1], confidence=self._presence(track), where=where))
+                events.append(
+                    Event(
+                        track.lost_at[0],
+                        "death",
+                        (track.id,),
+                        track.history.likely_name or "unknown",
+                        "",
+                        track.lost_at[1],
+                        confidence=self._presence(track),
+                        where=where,
+                    )
+                )
             if track not in self._away:
                 self._close(track)
 
@@ -524,17 +644,28 @@ class Tracker:
         return float(1.0 - 0.3 ** max(min(track.evidence, 30.0), 0.1))
 
     def _has_neighbour(self, track: _Track) -> bool:
-        return any(o is not track and o.atoms and track.atoms
-                   and np.linalg.norm(o.where - track.where) < self.settings.merge_range_nm for o in self._live)
+        return any(
+            o is not track
+            and o.atoms
+            and track.atoms
+            and np.linalg.norm(o.where - track.where) < self.settings.merge_range_nm
+            for o in self._live
+        )
 
     # ----------------------------------------------------------------- output
 
     def _current(self, frame: int) -> tuple[Current, ...]:
         return tuple(
-            Current(t.id, t.history.likely_name or "unknown",
-                    np.array([t.rows["y_px"][-1], t.rows["x_px"][-1]]),
-                    np.array([t.rows["y_nm"][-1], t.rows["x_nm"][-1]]), t.rows["orientation_deg"][-1])
-            for t in self._live if t.real and t.last_frame == frame)
+            Current(
+                t.id,
+                t.history.likely_name or "unknown",
+                np.array([t.rows["y_px"][-1], t.rows["x_px"][-1]]),
+                np.array([t.rows["y_nm"][-1], t.rows["x_nm"][-1]]),
+                t.rows["orientation_deg"][-1],
+            )
+            for t in self._live
+            if t.real and t.last_frame == frame
+        )
 
     def tracks(self) -> Tracks:
         """Trajectories and events up to now, as if the movie ended here; the tracker goes on unchanged."""
@@ -576,8 +707,21 @@ class Tracker:
         drift = np.array(self._drift).reshape(-1, 2)
         reference = self._specimen.reference
         return Tracks.from_rows(
-            rows, drift=Drift(np.array(self._frames), drift[:, 0], drift[:, 1]), events=Events(tuple(everything)),
-            faults=tuple(self._faults), lattice=None if reference is None else reference.basis_nm, frames=self._seen)
+            rows,
+            drift=Drift(np.array(self._frames), drift[:, 0], drift[:, 1]),
+            events=Events(tuple(everything)),
+            faults=tuple(self._faults),
+            lattice=None if reference is None else reference.basis_nm,
+            frames=self._seen,
+        )
+
+
+def _weight(seen: Observation) -> float:
+    """What a reading counts for a track being real."""
+    if seen.atoms:
+        return max(seen.score, 0.3)
+    # Odd rings without a name are what noise makes of a perfect lattice.
+    return 0.5 if seen.name == "unknown" else max(seen.names[seen.name], 0.3)
 
 
 def _time(value: float) -> float | None:

@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 #: Kinds of event, as written to ``events.csv``.
 EVENT_KINDS = ("switch", "hop", "rotation", "merge", "split", "birth", "death")
 #: Columns of ``trajectories.csv``, in this order.
-TRAJECTORY_COLUMNS = ("frame", "time_s", "track_id", "name", "y_px", "x_px", "y_nm", "x_nm", "orientation_deg")
+TRAJECTORY_COLUMNS = (
+    "frame",
+    "time_s",
+    "track_id",
+    "name",
+    "y_px",
+    "x_px",
+    "y_nm",
+    "x_nm",
+    "orientation_deg",
+)
 
 
 def freeze(table: Any, dtypes: dict[str, Any]) -> None:
@@ -100,16 +110,24 @@ class Events:
     def to_dataframe(self) -> pd.DataFrame:
         """One row an event: the columns of ``events.csv``, the contract's seven first."""
         rows = self.items
-        table = pd.DataFrame({
-            "frame": [e.frame for e in rows],
-            "time_s": [float("nan") if e.time_s is None else e.time_s for e in rows],
-            "kind": [e.kind for e in rows], "track_ids": [" ".join(map(str, e.track_ids)) for e in rows],
-            "from": [e.before for e in rows], "to": [e.after for e in rows],
-            "angle_deg": [e.angle_deg for e in rows], "confidence": [e.confidence for e in rows],
-            "mid_frame": [e.mid_frame for e in rows], "where": [e.where for e in rows],
-            "step_y_nm": [e.step_nm[0] for e in rows], "step_x_nm": [e.step_nm[1] for e in rows],
-            "lattice_step": [e.lattice_step for e in rows], "sublattice": [e.sublattice for e in rows],
-        })
+        table = pd.DataFrame(
+            {
+                "frame": [e.frame for e in rows],
+                "time_s": [float("nan") if e.time_s is None else e.time_s for e in rows],
+                "kind": [e.kind for e in rows],
+                "track_ids": [" ".join(map(str, e.track_ids)) for e in rows],
+                "from": [e.before for e in rows],
+                "to": [e.after for e in rows],
+                "angle_deg": [e.angle_deg for e in rows],
+                "confidence": [e.confidence for e in rows],
+                "mid_frame": [e.mid_frame for e in rows],
+                "where": [e.where for e in rows],
+                "step_y_nm": [e.step_nm[0] for e in rows],
+                "step_x_nm": [e.step_nm[1] for e in rows],
+                "lattice_step": [e.lattice_step for e in rows],
+                "sublattice": [e.sublattice for e in rows],
+            }
+        )
         text = ("kind", "track_ids", "from", "to", "where", "lattice_step", "sublattice")
         dtypes = {name: "float64" for name in table} | dict.fromkeys(text, object)
         return table.astype(dtypes | {"frame": "int64", "mid_frame": "bool"})
@@ -149,8 +167,18 @@ class Drift:
 
 
 _DTYPES: dict[str, Any] = {
-    "frame": "i8", "time_s": "f8", "track_id": "i8", "name": object, "y_px": "f8", "x_px": "f8", "y_nm": "f8",
-    "x_nm": "f8", "orientation_deg": "f8", "seen_as": object, "probability": "f8", "deviation_deg": "f8",
+    "frame": "i8",
+    "time_s": "f8",
+    "track_id": "i8",
+    "name": object,
+    "y_px": "f8",
+    "x_px": "f8",
+    "y_nm": "f8",
+    "x_nm": "f8",
+    "orientation_deg": "f8",
+    "seen_as": object,
+    "probability": "f8",
+    "deviation_deg": "f8",
 }
 _PANDAS = {"i8": "int64", "f8": "float64"}
 
@@ -241,4 +269,6 @@ class Tracks:
 
     def _frame(self, names: tuple[str, ...]) -> pd.DataFrame:
         # Strings stay Python objects in a table with rows as in one without: pandas would choose by content.
-        return pd.DataFrame({n: pd.Series(getattr(self, n), dtype=_PANDAS.get(_DTYPES[n], _DTYPES[n])) for n in names})
+        return pd.DataFrame(
+            {n: pd.Series(getattr(self, n), dtype=_PANDAS.get(_DTYPES[n], _DTYPES[n])) for n in names}
+        )

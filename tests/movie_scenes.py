@@ -48,20 +48,29 @@ def dimer(rng: np.random.Generator, frames: int = 60) -> Scene:
     join, part = int(rng.integers(10, 25)), int(rng.integers(32, 50))
     a, b = site(-1, 0, 0), site(0, 0, 0)
     pair = Thing(1, "Si2C5", (a + b) / 2, float(np.degrees(np.arctan2(*(b - a)))))
-    scene = [[pair] if join <= t < part else [Thing(1, "Si-C3", a), Thing(2, "Si-C3", b)] for t in range(frames)]
+    scene = [
+        [pair] if join <= t < part else [Thing(1, "Si-C3", a), Thing(2, "Si-C3", b)] for t in range(frames)
+    ]
     return scene, [(join, "merge"), (part, "split")]
 
 
 def visitors(rng: np.random.Generator, frames: int = 90) -> Scene:
     """Two silicon atoms that come and go beside one that stays."""
-    spans = [(int(rng.integers(8, 25)), int(rng.integers(50, 65))), (int(rng.integers(28, 45)), int(rng.integers(68, 82)))]
+    spans = [
+        (int(rng.integers(8, 25)), int(rng.integers(50, 65))),
+        (int(rng.integers(28, 45)), int(rng.integers(68, 82))),
+    ]
     guests = [Thing(2, "Si-C3", site(2, -4, 1)), Thing(3, "Si-C4", (site(-3, 2, 1) + site(-3, 2, 0)) / 2)]
-    scene = [[Thing(1, "Si-C3", site(0, 0, 0)), *(g for g, (a, b) in zip(guests, spans) if a <= t < b)]
-             for t in range(frames)]
+    scene = [
+        [Thing(1, "Si-C3", site(0, 0, 0)), *(g for g, (a, b) in zip(guests, spans) if a <= t < b)]
+        for t in range(frames)
+    ]
     return scene, [e for a, b in spans for e in ((a, "birth"), (b, "death"))]
 
 
-def rotor(rng: np.random.Generator, frames: int = 72, flips: tuple[int, ...] = (4, 9, 28, 55, 56, 63)) -> Scene:
+def rotor(
+    rng: np.random.Generator, frames: int = 72, flips: tuple[int, ...] = (4, 9, 28, 55, 56, 63)
+) -> Scene:
     """The trimer turning by 60 degrees; the first flip happens half-way through its frame."""
     angle, angles = float(rng.uniform(0, 120)), []
     for t in range(frames):
@@ -69,7 +78,11 @@ def rotor(rng: np.random.Generator, frames: int = 72, flips: tuple[int, ...] = (
         angles.append(angle % 120)
     scene = [[Thing(1, "Si3C6", site(0, 0, 0), a)] for a in angles]
     half = flips[0]
-    scene[half] = [Thing(1, "Si3C6", site(0, 0, 0), angles[half - 1], half=Thing(1, "Si3C6", site(0, 0, 0), angles[half]))]
+    scene[half] = [
+        Thing(
+            1, "Si3C6", site(0, 0, 0), angles[half - 1], half=Thing(1, "Si3C6", site(0, 0, 0), angles[half])
+        )
+    ]
     return scene, [(t, "rotation") for t in flips]
 
 

@@ -44,8 +44,15 @@ class Movie:
     lost: float = 0.005
     invented: float = 0.01
     material: str = "graphene"
-    wrong_names: dict[str, str] = field(default_factory=lambda: {
-        "Si-C3": "Si-C4", "Si-C4": "Si-C3", "Si3C6": "unknown", "Si2C5": "unknown", "SV": "unknown"})
+    wrong_names: dict[str, str] = field(
+        default_factory=lambda: {
+            "Si-C3": "Si-C4",
+            "Si-C4": "Si-C3",
+            "Si3C6": "unknown",
+            "Si2C5": "unknown",
+            "SV": "unknown",
+        }
+    )
 
     def analyses(self, rng: np.random.Generator):
         """FrameAnalysis of every frame."""
@@ -76,11 +83,13 @@ class Movie:
         host = host + shift
         inside = ((host > 0.02) & (host < np.array(self.shape) * nm - 0.02)).all(axis=1)
         host = host[inside]
-        foreign_px = (foreign_yx + shift)
+        foreign_px = foreign_yx + shift
         seen = ((foreign_px > 0.02) & (foreign_px < np.array(self.shape) * nm - 0.02)).all(axis=1)
         owner = np.array(owner, dtype=int)[seen] if len(owner) else np.array([], dtype=int)
         foreign_px = foreign_px[seen]
-        yx = np.concatenate([host, foreign_px]) + rng.normal(0, self.noise_nm, (len(host) + len(foreign_px), 2))
+        yx = np.concatenate([host, foreign_px]) + rng.normal(
+            0, self.noise_nm, (len(host) + len(foreign_px), 2)
+        )
         species = np.array(["C"] * len(host) + ["Si"] * len(foreign_px))
         defects = []
         for k, thing in enumerate(things):
@@ -91,8 +100,8 @@ class Movie:
             ids = len(host) + np.flatnonzero(owner == k)
             if thing.name != "SV" and not len(ids):
                 continue
-            around = np.argsort(np.linalg.norm(yx[:len(host)] - centre, axis=1))
-            hosts = around[:{"Si-C3": 3, "Si-C4": 4, "SV": 3, "Si2C5": 5}.get(thing.name, 6)]
+            around = np.argsort(np.linalg.norm(yx[: len(host)] - centre, axis=1))
+            hosts = around[: {"Si-C3": 3, "Si-C4": 4, "SV": 3, "Si2C5": 5}.get(thing.name, 6)]
             name, probability = thing.name, float(rng.uniform(0.9, 1.0))
             if thing.half is not None:
                 name, probability = "unknown", 0.5
@@ -100,15 +109,35 @@ class Movie:
                 name, probability = self.wrong_names.get(name, "unknown"), float(rng.uniform(0.5, 0.97))
             members = [*ids.tolist(), *hosts.tolist()]
             at = yx[ids].mean(axis=0) if len(ids) else centre + rng.normal(0, 0.02, 2)
-            defects.append(Defect(len(defects), name, {"Si": len(ids), "C": len(hosts)}, tuple(members),
-                                  tuple(at / nm), probability=probability))
+            defects.append(
+                Defect(
+                    len(defects),
+                    name,
+                    {"Si": len(ids), "C": len(hosts)},
+                    tuple(members),
+                    tuple(at / nm),
+                    probability=probability,
+                )
+            )
         if rng.random() < self.invented:
             at = rng.uniform(20, np.array(self.shape) - 20)
-            hosts = np.argsort(np.linalg.norm(yx[:len(host)] - at * nm, axis=1))[:3]
-            defects.append(Defect(len(defects), "SV", {"C": 3}, tuple(hosts.tolist()), tuple(at), probability=0.6))
+            hosts = np.argsort(np.linalg.norm(yx[: len(host)] - at * nm, axis=1))[:3]
+            defects.append(
+                Defect(len(defects), "SV", {"C": 3}, tuple(hosts.tolist()), tuple(at), probability=0.6)
+            )
         sites = Sites.from_columns(y_px=yx[:, 0] / nm, x_px=yx[:, 1] / nm, species=species)
-        return FrameAnalysis("synthetic", self.material, self.shape, PixelSize(nm), sites, Bonds.empty(),
-                             Defects(tuple(defects)), {}, frame=t, time_s=0.5 * t)
+        return FrameAnalysis(
+            "synthetic",
+            self.material,
+            self.shape,
+            PixelSize(nm),
+            sites,
+            Bonds.empty(),
+            Defects(tuple(defects)),
+            {},
+            frame=t,
+            time_s=0.5 * t,
+        )
 
 
 def _atoms(thing: Thing) -> np.ndarray:
@@ -121,7 +150,9 @@ def _atoms(thing: Thing) -> np.ndarray:
     return thing.at[None]
 
 
-def smooth_drift(frames: int, rng: np.random.Generator, *, total: float = 1.0, jitter: float = 0.02) -> np.ndarray:
+def smooth_drift(
+    frames: int, rng: np.random.Generator, *, total: float = 1.0, jitter: float = 0.02
+) -> np.ndarray:
     """(T, 2) drift from the first frame [nm], with jitter from frame to frame."""
     direction = rng.uniform(0, 2 * np.pi)
     path = np.linspace(0, total, frames)[:, None] * np.array([np.sin(direction), np.cos(direction)])
@@ -129,7 +160,9 @@ def smooth_drift(frames: int, rng: np.random.Generator, *, total: float = 1.0, j
     return path - path[0]
 
 
-def events_match(found: list[tuple[int, str]], true: list[tuple[int, str]], *, within: int = 1) -> tuple[int, int, int]:
+def events_match(
+    found: list[tuple[int, str]], true: list[tuple[int, str]], *, within: int = 1
+) -> tuple[int, int, int]:
     """(matched, found, true): events of the same kind within so many frames, each used once."""
     left, hits = list(true), 0
     for frame, kind in found:

@@ -56,7 +56,9 @@ def test_places_are_found_and_forgotten_and_angles_wrap(rng):
     assert len(places.centers) == 3
 
 
-def honeycomb(rng: np.random.Generator, turn: float, offset: np.ndarray, scale: float = 1.0, size: float = 2.0) -> np.ndarray:
+def honeycomb(
+    rng: np.random.Generator, turn: float, offset: np.ndarray, scale: float = 1.0, size: float = 2.0
+) -> np.ndarray:
     angles = np.radians([turn, turn + 60])
     basis = 0.246 * scale * np.stack([np.sin(angles), np.cos(angles)], axis=1)
     cells = np.stack(np.meshgrid(np.arange(-25, 25), np.arange(-25, 25), indexing="ij"), -1).reshape(-1, 2)

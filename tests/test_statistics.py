@@ -21,16 +21,30 @@ from stemdl_core.statistics import (
 from stemdl_core.trajectories import Event, Events, Tracks
 
 
-def tracks_of(names: list[str], yx: np.ndarray | None = None, *, time_s: float = 0.5, events: tuple = (),
-              missing: tuple[int, ...] = ()) -> Tracks:
+def tracks_of(
+    names: list[str],
+    yx: np.ndarray | None = None,
+    *,
+    time_s: float = 0.5,
+    events: tuple = (),
+    missing: tuple[int, ...] = (),
+) -> Tracks:
     frames = [t for t in range(len(names)) if t not in missing]
     yx = np.zeros((len(names), 2)) if yx is None else yx
     rows = {
-        "frame": frames, "time_s": [t * time_s for t in frames], "track_id": [1] * len(frames),
-        "name": [names[t] for t in frames], "y_px": [0.0] * len(frames), "x_px": [0.0] * len(frames),
-        "y_nm": [yx[t, 0] for t in frames], "x_nm": [yx[t, 1] for t in frames],
-        "orientation_deg": [np.nan] * len(frames), "seen_as": [names[t] for t in frames],
-        "probability": [1.0] * len(frames), "deviation_deg": [np.nan] * len(frames)}
+        "frame": frames,
+        "time_s": [t * time_s for t in frames],
+        "track_id": [1] * len(frames),
+        "name": [names[t] for t in frames],
+        "y_px": [0.0] * len(frames),
+        "x_px": [0.0] * len(frames),
+        "y_nm": [yx[t, 0] for t in frames],
+        "x_nm": [yx[t, 1] for t in frames],
+        "orientation_deg": [np.nan] * len(frames),
+        "seen_as": [names[t] for t in frames],
+        "probability": [1.0] * len(frames),
+        "deviation_deg": [np.nan] * len(frames),
+    }
     return Tracks.from_rows(rows, events=Events(tuple(events)), frames=len(names))
 
 
@@ -41,7 +55,9 @@ def test_garwood_interval_covers_at_least_as_often_as_it_says():
         assert poisson.pmf(counts, mean)[inside].sum() >= 0.95
     # Textbook values: no event in 10 s excludes rates above 0.3689/s; five events give 1.6235 ... 11.6683.
     assert poisson_rate(0, 10.0).high == pytest.approx(0.36889, abs=1e-5)
-    assert (poisson_rate(5, 1.0).low, poisson_rate(5, 1.0).high) == pytest.approx((1.62349, 11.66833), abs=1e-4)
+    assert (poisson_rate(5, 1.0).low, poisson_rate(5, 1.0).high) == pytest.approx(
+        (1.62349, 11.66833), abs=1e-4
+    )
 
 
 def test_rate_of_impossible_observation_is_refused():
@@ -79,9 +95,13 @@ def test_known_rates_are_recovered_from_a_long_movie(rng):
 
 def test_diffusion_of_a_walk_on_the_lattice(rng):
     moves = rng.random(5000) < 0.1
-    steps = 0.142 * np.stack([np.sin(a := rng.uniform(0, 2 * np.pi, 5000)), np.cos(a)], axis=1) * moves[:, None]
+    steps = (
+        0.142 * np.stack([np.sin(a := rng.uniform(0, 2 * np.pi, 5000)), np.cos(a)], axis=1) * moves[:, None]
+    )
     path = np.cumsum(steps, axis=0) + rng.normal(0, 0.01, (5000, 2))
-    events = tuple(Event(int(t), "hop", (1,), "a", "a", step_nm=tuple(steps[t])) for t in np.flatnonzero(moves))
+    events = tuple(
+        Event(int(t), "hop", (1,), "a", "a", step_nm=tuple(steps[t])) for t in np.flatnonzero(moves)
+    )
     tracks = tracks_of(["a"] * 5000, path, time_s=1.0, events=events)
     true = 0.1 * 0.142**2 / 4
     result = diffusion(tracks)

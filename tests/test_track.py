@@ -16,21 +16,38 @@ from stemdl_core.track import Tracker, track
 from stemdl_core.trajectories import TRAJECTORY_COLUMNS, Tracks
 
 
-def movie_of(frames: list[list[Thing]], rng: np.random.Generator, *, total: float = 0.5, jitter: float = 0.03,
-             **options: float) -> Movie:
+def movie_of(
+    frames: list[list[Thing]],
+    rng: np.random.Generator,
+    *,
+    total: float = 0.5,
+    jitter: float = 0.03,
+    **options: float,
+) -> Movie:
     return Movie(frames, smooth_drift(len(frames), rng, total=total, jitter=jitter), fov_nm=3.0, **options)
 
 
 def drift_error_nm(tracks: Tracks, movie: Movie) -> np.ndarray:
-    return np.hypot(tracks.drift.y_nm - movie.drift[tracks.drift.frame, 0],
-                    tracks.drift.x_nm - movie.drift[tracks.drift.frame, 1])
+    return np.hypot(
+        tracks.drift.y_nm - movie.drift[tracks.drift.frame, 0],
+        tracks.drift.x_nm - movie.drift[tracks.drift.frame, 1],
+    )
 
 
 def test_events_and_identities_of_many_movies():
     hits = found = true = 0
     scores, extra, errors = [], 0, []
-    for seed, scene in enumerate((scenes.switching, scenes.switching, scenes.hopping, scenes.hopping, scenes.dimer,
-                                  scenes.visitors, scenes.rotor)):
+    for seed, scene in enumerate(
+        (
+            scenes.switching,
+            scenes.switching,
+            scenes.hopping,
+            scenes.hopping,
+            scenes.dimer,
+            scenes.visitors,
+            scenes.rotor,
+        )
+    ):
         rng = np.random.default_rng(100 + seed)
         frames, events = scene(rng)
         movie = movie_of(frames, rng)

@@ -2,12 +2,15 @@
 
 from .canvas import save_figure
 from .defect import defect_graph
-from .movie import animation_frames, save_animation, timeline, track_picture
+from .movie import animation_frames, save_animation, track_picture
 from .overlay import overlay
+from .strips import event_strips
+from .timeline import timeline
 
 __all__ = [
     "animation_frames",
     "defect_graph",
+    "event_strips",
     "overlay",
     "save_animation",
     "save_figure",

@@ -1,4 +1,4 @@
-"""Pictures of movies: an animation with the tracks on the frames, and a timeline of names and events."""
+"""Animations of movies with the tracks on the frames."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,15 +17,6 @@ from . import canvas
 #: Side of the animation [px], frames it has at most (long movies are thinned), length of the trails [frames].
 ANIMATION_PX, ANIMATION_FRAMES, TRAIL = 480, 240, 12
 _TRACK_COLORS = ("#ff6a13", "#00c389", "#f0e442", "#d55ec2", "#56b4e9", "#ff2d55", "#9ad13c", "#c9a26b")
-_MARKERS = {
-    "switch": ("o", "#000000"),
-    "hop": (">", "#0072b2"),
-    "rotation": ("D", "#cc4f00"),
-    "merge": ("v", "#7a0177"),
-    "split": ("^", "#7a0177"),
-    "birth": ("|", "#2b8a3e"),
-    "death": ("x", "#c92a2a"),
-}
 
 
 def animation_frames(length: int) -> list[int]:
@@ -117,79 +106,3 @@ def save_animation(
         loop=0,
         duration=round(1000 / frames_per_second),
     )
-
-
-def timeline(tracks: Tracks) -> Figure:
-    """Names of the tracks over time, their events, and the drift of the specimen."""
-    ids = tracks.ids[:60]
-    timed = len(tracks) > 0 and bool(np.isfinite(tracks.time_s).all())
-    figure, page = canvas.pixel_figure(1200, 330 + 26 * max(len(ids), 2))
-    page.remove()
-    rows, drift = figure.subplots(
-        2, 1, sharex=True, gridspec_kw={"height_ratios": (max(len(ids), 2) * 26 + 40, 130)}
-    )
-    figure.subplots_adjust(left=0.09, right=0.80, top=0.95, bottom=0.16, hspace=0.12)
-    when = tracks.time_s if timed else tracks.frame.astype(float)
-    names = sorted(set(tracks.name.tolist()))
-    color = {name: _TRACK_COLORS[i % len(_TRACK_COLORS)] for i, name in enumerate(names)}
-    lane = {int(t): i for i, t in enumerate(ids)}
-    for track_id, i in lane.items():
-        chosen = np.flatnonzero(tracks.track_id == track_id)
-        starts = np.flatnonzero(np.r_[True, tracks.name[chosen][1:] != tracks.name[chosen][:-1]])
-        for a, b in zip(starts, np.r_[starts[1:], len(chosen)]):
-            piece = chosen[a:b]
-            end = when[piece[-1]]
-            if b < len(chosen) and tracks.frame[chosen[b]] == tracks.frame[piece[-1]] + 1:
-                end = when[chosen[b]]  # the next name takes over without a gap
-            ink = color[tracks.name[piece[0]]]
-            rows.plot([when[piece[0]], end], [i, i], linewidth=7, solid_capstyle="butt", color=ink)
-            rows.plot(when[piece[:1]], [i], ".", color=ink, markersize=6)
-    shown = set()
-    for event in tracks.events:
-        x = event.time_s if timed else float(event.frame)
-        marker, ink = _MARKERS[event.kind]
-        for track_id in event.track_ids:
-            if track_id in lane and x is not None:
-                shown.add(event.kind)
-                rows.plot(
-                    [x],
-                    [lane[track_id]],
-                    marker,
-                    color=ink,
-                    markersize=8,
-                    markerfacecolor="none" if marker in "oD" else ink,
-                )
-    rows.set(
-        yticks=range(len(lane)), yticklabels=[f"#{t}" for t in lane], ylim=(max(len(lane), 1) - 0.4, -0.6)
-    )
-    handles = [Line2D([], [], color=color[n], linewidth=7, label=n) for n in names[:12]]
-    handles += [
-        Line2D(
-            [],
-            [],
-            color=_MARKERS[k][1],
-            marker=_MARKERS[k][0],
-            linestyle="none",
-            markerfacecolor="none",
-            label=k,
-        )
-        for k in _MARKERS
-        if k in shown
-    ]
-    if handles:
-        rows.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8)
-    at = tracks.drift.frame.astype(float)
-    seen, first = np.unique(tracks.frame, return_index=True)
-    if timed and len(seen) > 1:  # frames without a defect have no time of their own
-        slope, start = np.polyfit(seen, when[first], 1)
-        at = start + slope * at
-    drift.plot(at, 1e3 * tracks.drift.x_nm, color="#0072b2", label="x")
-    drift.plot(at, 1e3 * tracks.drift.y_nm, color="#d55e00", label="y")
-    drift.set(xlabel="time [s]" if timed else "frame", ylabel="drift [pm]")
-    drift.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    rows.set_title(
-        f"tracks: {len(tracks.ids)}   events: {len(tracks.events)}   frames: {tracks.frames}", fontsize=10
-    )
-    for axes in (rows, drift):
-        axes.grid(axis="x", alpha=0.3)
-    return figure

@@ -1,13 +1,13 @@
-"""Simulated movies with exact truth: defects that switch, hop, rotate, merge, enter and leave while the sheet drifts.
+"""Simulated movies with exact truth: defects switch, hop, rotate, merge, enter and leave while the sheet drifts.
 
-A movie is a list of states of the specimen, one a frame, rendered when a frame is asked for. A change may fall
-inside a frame: the rows scanned before it show the old state, those after it the new one.
+A movie is a list of states of the specimen, one a frame, rendered when a frame is asked for. A change may
+fall inside a frame: the rows scanned before it show the old state, those after it the new one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -29,7 +29,7 @@ _TRIES = 24
 
 @dataclass(frozen=True)
 class Placed:
-    """One defect of a state: which track it is, kind, where (y, x) [nm] in the first frame, and its drawing."""
+    """One defect of a state: its track, kind, place (y, x) in the first frame [nm], and drawing."""
 
     track_id: int
     kind: str
@@ -48,6 +48,10 @@ class TrueEvent:
     after: str
     half: bool = False
     angle_deg: float = float("nan")
+
+
+def _usual_conditions() -> Conditions:
+    return Conditions(detector=Detector(dose_e_per_atom=300.0), thermal_nm=0.003, jitter_nm=0.004)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class MovieConditions:
     frame_time_s: float = 0.5
     drift_nm: float = 0.4
     drift_jitter_nm: float = 0.02
-    conditions: Conditions = Conditions(detector=Detector(dose_e_per_atom=300.0), thermal_nm=0.003, jitter_nm=0.004)
+    conditions: Conditions = field(default_factory=_usual_conditions)
     rotation_deg: float = 12.0
 
 
@@ -94,8 +98,9 @@ class SimulatedMovie:
         Of noise, drift and disturbances.
     """
 
-    def __init__(self, states: list[tuple[Placed, ...]], events: list[TrueEvent], taken: MovieConditions,
-                 *, seed: int) -> None:
+    def __init__(
+        self, states: list[tuple[Placed, ...]], events: list[TrueEvent], taken: MovieConditions, *, seed: int
+    ) -> None:
         self.states, self.taken, self.seed = states, taken, seed
         self.events = sorted(events, key=lambda e: (e.frame, e.track_ids))
         rng = np.random.default_rng([seed, 1])
@@ -143,7 +148,7 @@ class SimulatedMovie:
         place = next(p for p in self.states[index] if p.track_id == halved[0].track_ids[0])
         row = int(round((self._center(index, place)[0] + self.drift_nm[index][0]) / self.pixel_nm))
         image = take(self.states[index - 1]).copy()
-        image[max(row, 0):] = after[max(row, 0):]
+        image[max(row, 0) :] = after[max(row, 0) :]
         return image
 
     def sequence(self, *, calibrated: bool = True) -> FrameSequence:
@@ -162,8 +167,9 @@ class SimulatedMovie:
 
     def trajectories(self) -> pd.DataFrame:
         """Truth as in ``trajectories.csv``: defects whose position is inside the image."""
-        rows: dict[str, list[Any]] = {k: [] for k in ("frame", "time_s", "track_id", "name", "y_px", "x_px",
-                                                     "y_nm", "x_nm")}
+        rows: dict[str, list[Any]] = {
+            k: [] for k in ("frame", "time_s", "track_id", "name", "y_px", "x_px", "y_nm", "x_nm")
+        }
         for index, state in enumerate(self.states):
             specimen = self._build(state)
             for number, placed in enumerate(state):
@@ -172,32 +178,48 @@ class SimulatedMovie:
                 px = (yx + self.drift_nm[index]) / self.pixel_nm - 0.5
                 if px.min() < 0 or px.max() > self.taken.size_px - 1:
                     continue
-                values = (index, index * self.taken.frame_time_s, placed.track_id, specimen.defects[number].name,
-                          *px.tolist(), *(px * self.pixel_nm - self.drift_nm[index]).tolist())
+                values = (
+                    index,
+                    index * self.taken.frame_time_s,
+                    placed.track_id,
+                    specimen.defects[number].name,
+                    *px.tolist(),
+                    *(px * self.pixel_nm - self.drift_nm[index]).tolist(),
+                )
                 for key, value in zip(rows, values):
                     rows[key].append(value)
         return pd.DataFrame(rows)
 
     def event_table(self) -> pd.DataFrame:
         """Truth as in ``events.csv``."""
-        return pd.DataFrame({
-            "frame": [e.frame for e in self.events], "time_s": [e.frame * self.taken.frame_time_s for e in self.events],
-            "kind": [e.kind for e in self.events],
-            "track_ids": [" ".join(map(str, e.track_ids)) for e in self.events],
-            "from": [e.before for e in self.events], "to": [e.after for e in self.events],
-            "angle_deg": [e.angle_deg for e in self.events], "half": [e.half for e in self.events]})
+        return pd.DataFrame(
+            {
+                "frame": [e.frame for e in self.events],
+                "time_s": [e.frame * self.taken.frame_time_s for e in self.events],
+                "kind": [e.kind for e in self.events],
+                "track_ids": [" ".join(map(str, e.track_ids)) for e in self.events],
+                "from": [e.before for e in self.events],
+                "to": [e.after for e in self.events],
+                "angle_deg": [e.angle_deg for e in self.events],
+                "half": [e.half for e in self.events],
+            }
+        )
 
     def drift_table(self) -> pd.DataFrame:
         """Truth as in ``drift.csv``."""
-        return pd.DataFrame({"frame": np.arange(len(self)), "y_nm": self.drift_nm[:, 0], "x_nm": self.drift_nm[:, 1]})
+        return pd.DataFrame(
+            {"frame": np.arange(len(self)), "y_nm": self.drift_nm[:, 0], "x_nm": self.drift_nm[:, 1]}
+        )
 
 
 def moved(specimen: Specimen, by_nm: NDArray[np.float64]) -> Specimen:
     """A specimen displaced within its field of view by (y, x) [nm]."""
     atoms = specimen.atoms.copy()
     atoms.positions[:, :2] += 10.0 * np.asarray(by_nm)[::-1]
-    defects = tuple(replace(d, center_nm=(d.center_nm[0] + float(by_nm[0]), d.center_nm[1] + float(by_nm[1])))
-                    for d in specimen.defects)
+    defects = tuple(
+        replace(d, center_nm=(d.center_nm[0] + float(by_nm[0]), d.center_nm[1] + float(by_nm[1])))
+        for d in specimen.defects
+    )
     return replace(specimen, atoms=atoms, defects=defects, vacancies_nm=specimen.vacancies_nm + by_nm)
 
 
@@ -217,14 +239,24 @@ def foreign_of(specimen: Specimen, number: int) -> NDArray[np.int64]:
     return ids[~np.isin(specimen.atoms.numbers[ids], host)]
 
 
-def _drawn(base: Specimen, track_id: int, kind: str, at: NDArray[np.float64],
-           badness: Callable[[Specimen], float] | None = None) -> Placed:
+def _drawn(
+    base: Specimen,
+    track_id: int,
+    kind: str,
+    at: NDArray[np.float64],
+    badness: Callable[[Specimen], float] | None = None,
+) -> Placed:
     """The drawing of a defect that suits best, of the orientations it can have."""
     best: tuple[float, int] | None = None
     for seed in range(_TRIES if badness else 1):
         try:
-            value = 0.0 if badness is None else badness(
-                add_defect(base, kind, (float(at[0]), float(at[1])), rng=np.random.default_rng(seed)))
+            value = (
+                0.0
+                if badness is None
+                else badness(
+                    add_defect(base, kind, (float(at[0]), float(at[1])), rng=np.random.default_rng(seed))
+                )
+            )
         except StemdlError:
             continue
         if best is None or value < best[0]:
@@ -257,8 +289,12 @@ def _changes(frames: int, rate: float, rng: np.random.Generator) -> list[int]:
 def _switching(base: Specimen, frames: int, rate: float, rng: np.random.Generator) -> Any:
     home = _site(base, np.asarray(base.shape_nm) / 2)
     three = _drawn(base, 1, "Si-C3", home)
-    fours = [_drawn(base, 1, "Si-C4", (home + n) / 2, lambda s, m=(home + n) / 2: float(np.linalg.norm(_at(s) - m)))
-             for n in _neighbours(base, home)]
+    fours = [
+        _drawn(
+            base, 1, "Si-C4", (home + n) / 2, lambda s, m=(home + n) / 2: float(np.linalg.norm(_at(s) - m))
+        )
+        for n in _neighbours(base, home)
+    ]
     states, events, now = [], [], three
     times = set(_changes(frames, rate, rng))
     for t in range(frames):
@@ -306,12 +342,15 @@ def _rotor(base: Specimen, frames: int, rate: float, rng: np.random.Generator) -
         return lambda s: abs((angle(s) - wanted + 60) % 120 - 60) + 100 * float(np.linalg.norm(_at(s) - home))
 
     two = (first, _drawn(base, 1, "Si3C6", home, off(start + 60.0)))
+    other = add_defect(base, two[1].kind, two[1].at_nm, rng=np.random.default_rng(two[1].seed))
+    turn = angle(other) - start
+    turns = [(t + 40.0) % 120.0 - 40.0 for t in (-turn, turn)]  # half a period either way is written as +60
     states, events, side = [], [], 0
     times = set(_changes(frames, rate, rng))
     for t in range(frames):
         if t in times:
             side = 1 - side
-            events.append(TrueEvent(t, "rotation", (1,), "Si3C6", "Si3C6", angle_deg=60.0))
+            events.append(TrueEvent(t, "rotation", (1,), "Si3C6", "Si3C6", angle_deg=turns[side]))
         states.append((two[side],))
     return states, events
 
@@ -327,7 +366,9 @@ def _dimer(base: Specimen, frames: int, rate: float, rng: np.random.Generator) -
         if t in times and t - last > 2:
             merged, last = not merged, t
             names = ("Si-C3 + Si-C3", "Si2C5")
-            events.append(TrueEvent(t, "merge" if merged else "split", (1, 2), *(names if merged else names[::-1])))
+            events.append(
+                TrueEvent(t, "merge" if merged else "split", (1, 2), *(names if merged else names[::-1]))
+            )
         states.append((pair,) if merged else (stays, comes))
     return states, events
 
@@ -348,13 +389,24 @@ def _visitors(base: Specimen, frames: int, rate: float, rng: np.random.Generator
 
 #: What `simulate_movie` can show.
 SCENARIOS: dict[str, Callable[..., Any]] = {
-    "switching": _switching, "hopping": _wandering("Si-C3"), "rotor": _rotor, "dimer": _dimer,
-    "vacancy": _wandering("SV"), "visitors": _visitors,
+    "switching": _switching,
+    "hopping": _wandering("Si-C3"),
+    "rotor": _rotor,
+    "dimer": _dimer,
+    "vacancy": _wandering("SV"),
+    "visitors": _visitors,
 }
 
 
-def simulate_movie(scenario: str, *, frames: int = 72, rate: float = 0.08, rng: np.random.Generator,
-                   taken: MovieConditions | None = None, half_way: int = 1) -> SimulatedMovie:
+def simulate_movie(
+    scenario: str,
+    *,
+    frames: int = 72,
+    rate: float = 0.08,
+    rng: np.random.Generator,
+    taken: MovieConditions | None = None,
+    half_way: int = 1,
+) -> SimulatedMovie:
     """A movie of silicon in graphene with known events.
 
     Parameters
@@ -381,11 +433,17 @@ def simulate_movie(scenario: str, *, frames: int = 72, rate: float = 0.08, rng: 
     if scenario not in SCENARIOS:
         raise StemdlError(f"unknown scenario {scenario!r}: choose one of {', '.join(SCENARIOS)}")
     if frames < 1 or not 0 <= rate <= 1:
-        raise StemdlError(f"a movie needs at least one frame (not {frames}) and a rate between 0 and 1 (not {rate})")
+        raise StemdlError(
+            f"a movie needs at least one frame (not {frames}) and a rate between 0 and 1 (not {rate})"
+        )
     base = graphene(fov_nm=taken.fov_nm, rotation_deg=taken.rotation_deg)
     states, events = SCENARIOS[scenario](base, frames, rate, rng)
-    alone = [i for i, e in enumerate(events) if e.kind in ("switch", "hop", "rotation")
-             and all(abs(e.frame - o.frame) > 1 for o in events if o is not e)]
+    alone = [
+        i
+        for i, e in enumerate(events)
+        if e.kind in ("switch", "hop", "rotation")
+        and all(abs(e.frame - o.frame) > 1 for o in events if o is not e)
+    ]
     for i in rng.permutation(alone)[:half_way].tolist():
         events[i] = replace(events[i], half=True)
     return SimulatedMovie(states, events, taken, seed=int(rng.integers(2**31)))

@@ -1,0 +1,352 @@
+"""A movie from its frames to its tracks: bad frames left out, drift from images and atoms, resumable.
+
+Every frame that has been analysed is written to a journal at once. After an interruption the frames in the
+journal are not analysed again; the tracker is fed with what they say and goes on, with the same result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .analysis import Bonds, Defect, DefectAngle, DefectBond, Defects, FrameAnalysis
+from .calibration import PixelSize
+from .drift import DriftTracker
+from .errors import StemdlError
+from .faults import Look, frame_fault, look
+from .frames import Frame, FrameSequence
+from .lattice import fit_lattice
+from .linking import TrackSettings
+from .materials import get_material
+from .sites import Sites
+from .track import Tracker, Update
+from .writers import strict_json
+
+#: A movie of which so many frames at the beginning cannot be used is not followed further.
+HOPELESS_FRAMES = 12
+#: The drift from images counts where its branch is at least this probable; its standard deviation there [nm].
+_SURE, _DRIFT_SIGMA_NM = 0.9, 0.04
+
+
+class MovieTracker:
+    """Frames in, tracks out: bad frames are recognised, the drift comes from images and located atoms together.
+
+    Parameters
+    ----------
+    analyze : callable
+        ``analyze(frame)``, normally `analyze_frame` with its model.
+    settings : TrackSettings, optional
+    """
+
+    def __init__(
+        self, analyze: Callable[[Frame], FrameAnalysis], *, settings: TrackSettings | None = None
+    ) -> None:
+        self.analyze = analyze
+        self.tracker = Tracker(settings=settings)
+        self._last: Look | None = None
+        self._drift: DriftTracker | None = None
+        self._bad_in_a_row = 0
+
+    def update(
+        self, frame: Frame, *, known: FrameAnalysis | str | None = None
+    ) -> tuple[FrameAnalysis | None, Update]:
+        """Analyse and follow the next frame.
+
+        Parameters
+        ----------
+        frame : Frame
+        known : FrameAnalysis or str, optional
+            What an earlier run found in it, or why it could not analyse it.
+
+        Returns
+        -------
+        analysis : FrameAnalysis or None
+            None where the frame cannot be used.
+        update : Update
+        """
+        fault, analysis = frame_fault(frame, self._last), None
+        if fault is not None and fault.startswith("out of focus") and self._bad_in_a_row > 8:
+            fault = None  # so long out of focus is how this movie goes on
+        if fault is None and isinstance(known, str):
+            fault = known
+        elif fault is None:
+            try:
+                analysis = self.analyze(frame) if known is None else known
+            except StemdlError as error:
+                fault = str(error)
+        if analysis is None:
+            return None, self.skip(frame.index, str(fault))
+        drift, sigma = self.drift(frame, analysis)
+        update = self.tracker.update(analysis, drift_nm=drift, drift_sigma_nm=sigma)
+        if update.fault is None:
+            self._bad_in_a_row = 0
+            self._last = look(frame)
+        else:
+            self._bad_in_a_row += 1
+        return analysis, update
+
+    def skip(self, index: int, fault: str) -> Update:
+        """Leave out a frame."""
+        self._bad_in_a_row += 1
+        if self._drift is not None:
+            self._drift.skip()
+        return self.tracker.skip(index, fault)
+
+    def drift(self, frame: Frame, analysis: FrameAnalysis) -> tuple[tuple[float, float] | None, float]:
+        """Drift of a frame from its image (y, x) [nm], None where its branch is in doubt, and its sigma [nm]."""
+        material = get_material(analysis.material)
+        if self._drift is None:
+            fit = fit_lattice(frame.image, material=material, nominal_pixel_size_nm=analysis.pixel_size.nm)
+            if fit is None:
+                return None, _DRIFT_SIGMA_NM
+            self._drift = DriftTracker(fit=fit, shape=frame.shape, pixel_size=analysis.pixel_size)
+        host = np.isin(analysis.sites.species, material.species)
+        centers = np.array([d.center_px for d in analysis.defects], dtype=float).reshape(-1, 2)
+        try:
+            step = self._drift.update(frame.image, analysis.sites.yx_px[host], centers)
+        except StemdlError:
+            return None, _DRIFT_SIGMA_NM
+        # Defects tell the branch better when they are linked than when they are compared as blots.
+        if step.branch_confidence < _SURE or len(analysis.defects):
+            return None, _DRIFT_SIGMA_NM
+        return (step.dy_nm, step.dx_nm), max(_DRIFT_SIGMA_NM, step.sigma_nm)
+
+
+class Journal:
+    """Analyses of a movie on disk, a line each, of one run or of its continuation.
+
+    Parameters
+    ----------
+    path : path
+    identity : mapping
+        What the analyses depend on (movie, model, settings): a journal of anything else is started anew.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, identity: dict[str, Any]) -> None:
+        self.path = Path(path)
+        self._head = strict_json({"journal": 1, "identity": _digest(identity)})
+        self.lines: list[str] = []
+        if self.path.is_file():
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+            head, *lines = text.split("\n")
+            if head == self._head:
+                # The last piece is empty, or the line that was being written when the run was cut off.
+                self.lines = list(_whole(lines[:-1]))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w", encoding="utf-8")
+        for line in (self._head, *self.lines):
+            self._file.write(line + "\n")
+        self._file.flush()
+
+    def add(self, line: str) -> None:
+        """Write one frame's line to the disk."""
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; it stays where it is."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """Delete the journal: its movie is done."""
+        self.close()
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()
+
+
+def _whole(lines: list[str]) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        try:
+            if json.loads(line).get("frame") != number:
+                return
+        except ValueError:
+            return
+        yield line
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def follow_movie(
+    sequence: FrameSequence,
+    analyze: Callable[[Frame], FrameAnalysis],
+    *,
+    settings: TrackSettings | None = None,
+    journal: Journal | None = None,
+    hopeless_frames: int = HOPELESS_FRAMES,
+) -> Iterator[tuple[str, MovieTracker]]:
+    """Analyse and follow a movie frame by frame.
+
+    Parameters
+    ----------
+    sequence : FrameSequence
+    analyze : callable
+        ``analyze(frame)``, normally `analyze_frame` with its model.
+    settings : TrackSettings, optional
+    journal : Journal, optional
+        Frames in it are not analysed again; new ones are added.
+    hopeless_frames : int
+        Give up if none of so many frames at the beginning can be used.
+
+    Yields
+    ------
+    line : str
+        The frame's line of ``analysis.jsonl``.
+    movie : MovieTracker
+        Its ``tracker`` has all frames up to this one.
+
+    Raises
+    ------
+    StemdlError
+        If none of the first frames can be used; the message is that of the first.
+    """
+    movie = MovieTracker(analyze, settings=settings)
+    done = journal.lines if journal is not None else []
+    good, first_fault = 0, ""
+    for number in range(len(sequence)):
+        if number < len(done):
+            record, _ = _advance(movie, sequence, number, known=_known(json.loads(done[number])))
+        else:
+            record, analysis = _advance(movie, sequence, number, known=None)
+            if journal is not None:
+                journal.add(_entry(number, record, analysis))
+        good += "fault" not in record
+        first_fault = first_fault or (f"frame {number}: {record['fault']}" if "fault" in record else "")
+        if not good and number + 1 >= min(len(sequence), hopeless_frames):
+            raise StemdlError(f"{sequence.source}: no frame can be used; {first_fault}")
+        yield strict_json(record), movie
+
+
+def _advance(
+    movie: MovieTracker, sequence: FrameSequence, number: int, *, known: FrameAnalysis | str | None
+) -> tuple[dict[str, Any], FrameAnalysis | None]:
+    """The record of a frame and its analysis."""
+    try:
+        frame = sequence[number]
+    except StemdlError as error:
+        return _fault(number, movie.skip(number, str(error)).fault), None
+    analysis, update = movie.update(frame, known=known)
+    if analysis is None:
+        return _fault(number, update.fault), None
+    record = analysis.to_dict(with_frame=True)
+    if update.fault is not None:
+        record["fault"] = update.fault
+    return record, analysis
+
+
+def _entry(number: int, record: dict[str, Any], analysis: FrameAnalysis | None) -> str:
+    """A frame's line of the journal: its record, and what tracking needs besides."""
+    extra = [] if analysis is None else analysis.sites.intensity_sigma.tolist()
+    return strict_json({"frame": number, "record": record, "intensity_sigma": extra})
+
+
+def _known(entry: dict[str, Any]) -> FrameAnalysis | str:
+    """What a line of the journal says about its frame."""
+    record = entry["record"]
+    if "image" not in record:
+        return str(record["fault"])
+    analysis = analysis_from_dict(record)
+    sigma = np.array([_nan(v) for v in entry["intensity_sigma"]])
+    return replace(analysis, sites=analysis.sites.replace(intensity_sigma=sigma))
+
+
+def _fault(number: int, fault: str | None) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "frame": number,
+        "fault": fault,
+        "sites": [],
+        "bonds": [],
+        "defects": [],
+        "rings": {},
+    }
+
+
+def analysis_from_dict(record: dict[str, Any]) -> FrameAnalysis:
+    """A `FrameAnalysis` from the object that `FrameAnalysis.to_dict` made of it (masks are not kept).
+
+    Raises
+    ------
+    StemdlError
+        If the object is not of this kind.
+    """
+    try:
+        return _analysis(record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StemdlError(f"not an analysis of schema 1: {error!r}") from None
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _analysis(record: dict[str, Any]) -> FrameAnalysis:
+    image, sites, bonds = record["image"], record["sites"], record["bonds"]
+    distortion = tuple(tuple(map(float, row)) for row in image.get("distortion", ((1.0, 0.0), (0.0, 1.0))))
+    pixel = PixelSize(
+        float(image["pixel_size_nm"]),
+        image["pixel_size_source"],
+        image.get("nominal_pixel_size_nm"),
+        distortion,
+    )  # type: ignore[arg-type]
+    table = Sites.from_columns(
+        y_px=[s["y_px"] for s in sites],
+        x_px=[s["x_px"] for s in sites],
+        species=np.array([s["species"] for s in sites], dtype="U4"),
+        score=[s["score"] for s in sites],
+        sigma_pm=[_nan(s["sigma_pm"]) for s in sites],
+        intensity=[_nan(s.get("intensity")) for s in sites],
+        intensity_sigma=[_nan(s.get("intensity_sigma")) for s in sites],
+        edge=[s["edge"] for s in sites],
+    )
+    columns = [[b[k] for b in bonds] for k in ("a", "b", "length_pm")]
+    defects = tuple(
+        Defect(
+            d["id"],
+            d["name"],
+            d["composition"],
+            tuple(d["site_ids"]),
+            tuple(d["center_px"]),
+            d["missing_atoms"],
+            tuple(DefectBond(b["a"], b["b"], b["length_pm"], _nan(b.get("sigma_pm"))) for b in d["bonds"]),
+            tuple(
+                DefectAngle(g["a"], g["at"], g["b"], g["deg"], _nan(g.get("sigma_deg"))) for g in d["angles"]
+            ),
+            d.get("probability", 1.0),
+            tuple((a["name"], a["probability"]) for a in d.get("alternatives", ())),
+            {int(k): {int(n): p for n, p in v.items()} for k, v in d.get("coordination", {}).items()},
+        )
+        for d in record["defects"]
+    )
+    return FrameAnalysis(
+        record["model"],
+        record["material"],
+        tuple(image["shape"]),
+        pixel,
+        table,
+        Bonds(*map(np.asarray, columns), np.array([_nan(b["sigma_pm"]) for b in bonds])),
+        Defects(defects),
+        {int(k): int(v) for k, v in record["rings"].items()},
+        record.get("frame", 0),
+        record.get("time_s"),
+        image.get("masked_fraction", 0.0),
+        None,
+        tuple(record.get("warnings", ())),
+        {k: (v["fraction"], v["sigma"]) for k, v in record.get("alloy", {}).items()},
+    )
+
+
+def settings_identity(settings: TrackSettings | None) -> dict[str, Any]:
+    """Settings as plain data, for `Journal`."""
+    return asdict(settings or TrackSettings())
