@@ -77,7 +77,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"stemdl {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_annotate, _track, _simulate, _train, _models, _bench, _demo):
+    for add in (_annotate, _track, _simulate, _train, _models, _bench, _demo, _swift):
         add(commands)
     return parser
 
@@ -287,11 +287,21 @@ def _demo(commands: Any) -> None:
     _out(parser, "./demo-stemdl")
 
 
+def _swift(commands: Any) -> None:
+    _command(
+        commands,
+        "swift",
+        "Start Nion Swift with the plugin and a simulated microscope whose specimen has atoms.",
+        "stemdl swift",
+    )
+
+
 #: Where each command is carried out; imported only when it is called, so that --help is quick.
 _HOMES = {
     "annotate": "commands",
     "track": "commands",
     "demo": "commands",
+    "swift": "commands",
     "simulate": "commands_simulate",
     "models": "commands_models",
     "train": "commands_models",

@@ -234,3 +234,10 @@ def track_summary(tracks: Any, source: str) -> str:
         lines.append(f"  and {len(tracks.events) - 20} more, see events.csv")
     lines += [f"note          frame {number}: {reason}" for number, reason in tracks.faults[:5]]
     return "\n".join(lines)
+
+
+def swift(args: Namespace) -> None:
+    """Nion Swift with the simulated microscope; returns when the user ends it."""
+    from .swift_launch import main
+
+    main()
