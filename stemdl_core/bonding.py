@@ -219,26 +219,38 @@ class Bonding:
         return False
 
     def _closing_bonds(self, bonds: NDArray[np.int64], heavy: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Long bonds between host atoms that lack one: the closed pentagons of relaxed vacancies."""
+        """Long bonds between host atoms that lack some: closed pentagons of vacancies, bonds lost to noise."""
         degree = np.bincount(bonds.ravel(), minlength=len(self.yx))
-        lacking = np.flatnonzero((degree == 2) & ~heavy)
+        # An atom without any bond is a stray one: it gets none here either.
+        lacking = np.flatnonzero((degree > 0) & (degree < 3) & ~heavy)
         if len(lacking) < 2:
             return bonds[:0]
         pairs = lacking[_candidates(self.yx[lacking], RECONSTRUCTION_LIMIT * self.host)]
         if len(pairs) == 0:
             return bonds[:0]
         around: dict[int, list[int]] = {}
-        for a, b in bonds[np.isin(bonds, pairs.ravel()).any(axis=1)].tolist():
+        near = np.zeros(len(self.yx), dtype=bool)
+        near[pairs.ravel()] = True
+        # Two bonds outward, to see what a new one might cross.
+        for _ in range(2):
+            near[bonds[near[bonds].any(axis=1)].ravel()] = True
+        for a, b in bonds[near[bonds].any(axis=1)].tolist():
             around.setdefault(a, []).append(b)
             around.setdefault(b, []).append(a)
-        used: set[int] = set()
         accepted = []
         for k in np.argsort(_lengths(self.yx, pairs), kind="stable").tolist():
             i, j = (int(v) for v in pairs[k])
-            if {i, j} & used or j in around.get(i, []) or self._too_near(i, j, around) \
-                    or self._too_near(j, i, around) or self._crosses(i, j, around):
+            if (
+                max(degree[i], degree[j]) > 2
+                or j in around.get(i, [])
+                or self._too_near(i, j, around)
+                or self._too_near(j, i, around)
+                or self._crosses(i, j, around)
+            ):
                 continue
-            used |= {i, j}
+            degree[[i, j]] += 1
+            around.setdefault(i, []).append(j)
+            around.setdefault(j, []).append(i)
             accepted.append((i, j))
         return np.array(accepted, dtype=np.int64).reshape(-1, 2)
 
@@ -251,3 +263,83 @@ def _segments_cross(p: NDArray[np.float64], q: NDArray[np.float64], r: NDArray[n
         return float((b[1] - a[1]) * (c[0] - a[0]) - (b[0] - a[0]) * (c[1] - a[1]))
 
     return side(p, q, r) * side(p, q, s) < 0 and side(r, s, p) * side(r, s, q) < 0
+
+
+#: Spread of bond lengths and of second-neighbour distances in real sheets [host bonds]: strain, ripples and
+#: defects.
+_BOND_SPREAD, _SECOND_SPREAD = 0.05, 0.12
+
+
+def regularised(
+    yx: NDArray[np.float64],
+    sigma: NDArray[np.float64],
+    pairs: NDArray[np.int64],
+    foreign: NDArray[np.bool_],
+    host: float,
+) -> NDArray[np.float64]:
+    """Most probable positions given the measured ones and what host bonds are like.
+
+    Bonds pull towards the host's length and second neighbours towards their distance at 120 degrees, each as
+    strongly as real sheets keep to them; measurements pull as strongly as they are certain. Linearised twice,
+    solved by conjugate gradients. For deciding on bonds only: reported lengths are the measured ones.
+
+    Parameters
+    ----------
+    yx : (N, 2) float64
+        Measured positions.
+    sigma : (N,) float64
+        Their standard deviation, in the same unit.
+    pairs : (B, 2) int64
+        Tentative bonds.
+    foreign : (N,) bool
+        Atoms about whose bonds nothing is known.
+    host : float
+        Bond length of the host, in the same unit.
+    """
+    bonds = pairs[~foreign[pairs].any(axis=1)]
+    if len(bonds) == 0:
+        return yx
+    n = len(yx)
+    start, end = np.concatenate([bonds, bonds[:, ::-1]]).T
+    order = np.argsort(start, kind="stable")
+    start, end = start[order], end[order]
+    degree = np.bincount(start, minlength=n)
+    first = np.concatenate([[0], np.cumsum(degree)[:-1]])
+    second = [np.stack([end[first[degree > k] + j], end[first[degree > k] + k]], axis=1)
+              for k in (1, 2) for j in range(k)]
+    links = np.concatenate([bonds, *second])
+    natural = np.where(np.arange(len(links)) < len(bonds), host, np.sqrt(3.0) * host)
+    spread = np.where(np.arange(len(links)) < len(bonds), _BOND_SPREAD, _SECOND_SPREAD) * host
+    a, b = links.T
+    trust = 1.0 / np.maximum(sigma, 0.02 * host) ** 2
+
+    def scatter(force: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.stack(
+            [np.bincount(b, force[:, k], n) - np.bincount(a, force[:, k], n) for k in (0, 1)], axis=1
+        )
+
+    now = yx
+    for _ in range(2):
+        step = now[b] - now[a]
+        length = np.hypot(step[:, 0], step[:, 1])
+        unit = step / length[:, None]
+        excess = length - natural
+        # What departs by many spreads is something else than a host bond (Cauchy weight).
+        weight = 1.0 / spread**2 / (1.0 + (excess / (4.0 * spread)) ** 2)
+        x = np.zeros_like(yx)
+        residual = trust[:, None] * (yx - now) - scatter((weight * excess)[:, None] * unit)
+        diagonal = trust + 0.5 * (np.bincount(a, weight, n) + np.bincount(b, weight, n))
+        z = residual / diagonal[:, None]
+        direction, product = z, float(np.sum(residual * z))
+        for _ in range(20):
+            stretch = np.sum((direction[b] - direction[a]) * unit, axis=1)
+            image = trust[:, None] * direction + scatter((weight * stretch)[:, None] * unit)
+            alpha = product / max(float(np.sum(direction * image)), 1e-30)
+            x, residual = x + alpha * direction, residual - alpha * image
+            z = residual / diagonal[:, None]
+            new = float(np.sum(residual * z))
+            if new < 1e-4 * product and new < 1e-8 * n:
+                break
+            direction, product = z + (new / product) * direction, new
+        now = now + x
+    return now

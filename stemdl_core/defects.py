@@ -26,6 +26,8 @@ AMBIGUITY = 3.0
 LARGEST_CLUSTER = 8
 #: A dopant beside a vacancy has one angle of 150-165 deg between its three bonds, an undisturbed one 120.
 DISTORTED_DEG = 137.0
+#: Where positions are less certain than this [pm] the detector misses atoms, too.
+NOISY_HOLE_PM = 7.0
 #: 5-7 pairs nearer than this belong to one boundary [nm]: at 11 degrees dislocations are 1.3 nm apart.
 CHAIN_REACH_NM = 1.3
 #: Two grains differ by at least this [deg]; below it a single dislocation has no boundary to belong to.
@@ -234,8 +236,9 @@ def _ring_defects(
         if name == "5-7":
             pieces.append(cluster)
         elif not (name == "unknown" and cluster.cut):
-            chance *= _hole_chance(cluster, holes_nm)
-            found.append(_ring_defect(graph, name, [cluster], chance))
+            chance *= _hole_chance(graph, cluster, holes_nm)
+            if chance > 0.0:
+                found.append(_ring_defect(graph, name, [cluster], chance))
     for chain in _chains(graph, pieces):
         atoms = {a for c in chain for a in c.atoms}
         turn = misorientation_deg(graph, atoms)
@@ -278,13 +281,21 @@ def ring_name(cluster: Cluster) -> tuple[str, float] | None:
     return "unknown", 0.9
 
 
-def _hole_chance(cluster: Cluster, holes_nm: NDArray[np.float64] | None) -> float:
-    """Probability that a hole is one, rather than atoms that were overlooked."""
+def _hole_chance(graph: AtomGraph, cluster: Cluster, holes_nm: NDArray[np.float64] | None) -> float:
+    """Probability that a hole is one, rather than atoms that were overlooked; 0 where that is nearly certain.
+
+    The network sees an empty place as a class of its own. Where it sees none, one or two atoms were missed by
+    the detector far more often than they are missing; all the more when positions are poor.
+    """
     if holes_nm is None or not cluster.missing or max(cluster.sizes) < 8:
         return 1.0
     near = np.hypot(*(holes_nm - np.asarray(cluster.center_nm)).T) if len(holes_nm) else np.array([np.inf])
     reach = 0.1 * math.sqrt(max(1, cluster.missing))
-    return 1.0 if np.min(near) < reach + 0.05 else 0.6
+    if np.min(near) < reach + 0.05:
+        return 1.0
+    sigma = graph.sites.sigma_pm[list(cluster.atoms)]
+    noisy = bool(np.isfinite(sigma).any() and np.nanmedian(sigma) > NOISY_HOLE_PM)
+    return 0.0 if noisy and cluster.missing <= 2 else 0.6
 
 
 def _chains(graph: AtomGraph, pieces: list[Cluster]) -> list[list[Cluster]]:

@@ -21,16 +21,26 @@ from functools import cached_property
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from .analysis import Bonds
-from .bonding import Bonding, mx2_pairs
+from .bonding import Bonding, mx2_pairs, regularised
 from .calibration import PixelSize
 from .columns import Columns, classify_columns
 from .materials import Material
 from .planar import Faces, find_faces
 from .sites import Sites
 
+#: Sites nearer than this may be one column found twice [host bonds]: the nearest pairs of real structures,
+#: strained carbon bonds and silicon on top of them, are 0.85.
+CLOSEST = 0.55
+#: Median position uncertainty [host bonds] beyond which bonds are decided on positions that neighbours have a
+#: say in.
+NOISY = 0.045
+#: Scatter of bond lengths in real, rippled and strained sheets [pm].
+REAL_BOND_SCATTER_PM = 5.0
 #: Uncertainty of a position [pm] where the site has none.
 DEFAULT_SIGMA_PM = 8.0
 
@@ -136,13 +146,17 @@ def build_graph(sites: Sites, *, material: Material, pixel_size: PixelSize, shap
     Returns
     -------
     AtomGraph
-        Its `sites` have `edge` completed and, for a dichalcogenide, the species of every column.
+        Its `sites` have `edge` completed, columns found twice made one and, for a dichalcogenide, the species
+        of every column.
     """
     yx = pixel_size.to_nm(sites.yx_px)
-    foreign = ~np.isin(sites.species, material.species)
-    scale = host_scale(yx[~foreign], material)
+    scale = host_scale(yx[np.isin(sites.species, material.species)], material)
     host = scale * material.bond_nm
+    sites = merge_twins(sites, yx, CLOSEST * host)
+    yx = pixel_size.to_nm(sites.yx_px)
+    foreign = ~np.isin(sites.species, material.species)
     columns = None
+    smooth = yx
     if material.kind == "mx2":
         pairs = mx2_pairs(yx, host)
         columns = classify_columns(yx, sites, pairs, material, dopant)
@@ -150,6 +164,12 @@ def build_graph(sites: Sites, *, material: Material, pixel_size: PixelSize, shap
         foreign = ~np.isin(sites.species, material.species)
     else:
         pairs = Bonding(yx, sites, foreign, material, host).pairs()
+        sites = honest_sigma(sites, yx, pairs[~foreign[pairs].any(axis=1)])
+        sigma = 1e-3 * np.where(np.isfinite(sites.sigma_pm), sites.sigma_pm, DEFAULT_SIGMA_PM)
+        if len(sigma) and float(np.median(sigma)) > NOISY * host:
+            # Too noisy for one atom's distances to be trusted by themselves: let its neighbours have a say.
+            smooth = regularised(yx, sigma, pairs, foreign, host)
+            pairs = Bonding(smooth, sites, foreign, material, host).pairs()
     edge = sites.edge | _near_border(sites, pixel_size, shape, 1.25 * host)
     if mask is not None and len(sites):
         edge = edge | _near_mask(sites, shape, mask, pixel_size, 1.25 * host)
@@ -157,7 +177,7 @@ def build_graph(sites: Sites, *, material: Material, pixel_size: PixelSize, shap
     a, b = pairs[order, 0], pairs[order, 1]
     length = 1e3 * np.hypot(*(yx[a] - yx[b]).T)
     bonds = Bonds(a, b, length, np.hypot(sites.sigma_pm[a], sites.sigma_pm[b]))
-    faces = find_faces(yx, a, b)
+    faces = find_faces(smooth, a, b)
     inside = faces.area > 0
     if mask is not None and np.any(mask) and len(faces):
         inside = inside & ~_over_mask(faces, sites, shape, mask)
@@ -178,6 +198,59 @@ def host_scale(yx_nm: NDArray[np.float64], material: Material) -> float:
         return 1.0
     first = float(np.median(usual))
     return float(np.median(usual[np.abs(usual - first) < 0.2]))
+
+
+def merge_twins(sites: Sites, yx_nm: NDArray[np.float64], nearest_nm: float) -> Sites:
+    """Make one of sites that are nearer than atoms can be: the same column found twice.
+
+    The fits of twins share one peak between them, with wild intensities of opposite sign; what both agree on
+    is the place between them. Two sites of ordinary brightness may be two atoms, poorly placed.
+    """
+    if len(sites) < 2:
+        return sites
+    pairs = cKDTree(yx_nm).query_pairs(nearest_nm, output_type="ndarray")
+    if len(pairs) == 0:
+        return sites
+    apart = np.hypot(*(yx_nm[pairs[:, 0]] - yx_nm[pairs[:, 1]]).T)
+    odd = (sites.score < 0.5) | ~(
+        (sites.intensity > 0.25) & (sites.intensity < 8.0) | np.isnan(sites.intensity)
+    )
+    pairs = pairs[(apart < 0.6 * nearest_nm) | odd[pairs].any(axis=1)]
+    if len(pairs) == 0:
+        return sites
+    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(sites), len(sites)))
+    count, part = connected_components(links, directed=False)
+    size = np.bincount(part, minlength=count)
+    y, x = sites.y_px.copy(), sites.x_px.copy()
+    intensity, keep = sites.intensity.copy(), np.ones(len(sites), dtype=bool)
+    sigma = sites.sigma_pm.copy()
+    for group in np.flatnonzero(size > 1).tolist():
+        members = np.flatnonzero(part == group)
+        best = members[int(np.argmax(sites.score[members]))]
+        keep[members] = members == best
+        y[best], x[best] = sites.y_px[members].mean(), sites.x_px[members].mean()
+        together = float(np.sum(sites.intensity[members]))
+        intensity[best] = together if 0.2 < together < 5.0 else float("nan")
+        spread = 0.5e3 * float(np.max(np.hypot(*(yx_nm[members] - yx_nm[members].mean(axis=0)).T)))
+        sigma[best] = np.fmax(sigma[best], spread)
+    return sites.replace(y_px=y, x_px=x, intensity=intensity, sigma_pm=sigma).select(keep)
+
+
+def honest_sigma(sites: Sites, yx_nm: NDArray[np.float64], bonds: NDArray[np.int64]) -> Sites:
+    """Position uncertainties no smaller than the scatter of the host's bonds shows.
+
+    Images that were smoothed after they were taken have correlated noise that no fit can tell from signal;
+    the spread of bond lengths, which is 1-3 % in real sheets, gives it away.
+    """
+    if len(bonds) < 60 or not np.isfinite(sites.sigma_pm).any():
+        return sites
+    length = 1e3 * np.hypot(*(yx_nm[bonds[:, 0]] - yx_nm[bonds[:, 1]]).T)
+    scatter = 1.4826 * float(np.median(np.abs(length - np.median(length))))
+    seen = np.sqrt(max(scatter**2 - REAL_BOND_SCATTER_PM**2, 0.0) / 2.0)
+    stated = float(np.nanmedian(sites.sigma_pm))
+    if seen <= 1.5 * stated:
+        return sites
+    return sites.replace(sigma_pm=np.hypot(sites.sigma_pm, np.sqrt(seen**2 - stated**2)))
 
 
 def _near_border(sites: Sites, pixel_size: PixelSize, shape: tuple[int, int], nm: float) -> NDArray[np.bool_]:

@@ -136,13 +136,19 @@ def _missing(graph: AtomGraph, walk: list[tuple[int, int]], n_atoms: int) -> int
     """Sites that the walk encloses in a perfect sheet less those there; None if it does not close."""
     direction, at = 0, np.zeros(2)
     corners = []
-    for atom, inner in walk:
+    rim = graph.yx_nm[[atom for atom, _ in walk]]
+    turns = np.sign(_cross(rim - np.roll(rim, 1, axis=0), np.roll(rim, -1, axis=0) - rim))
+    for k, (atom, inner) in enumerate(walk):
         corners.append(at.copy())
         outward = int(graph.degree[atom]) - 2 - inner
         if outward > 1 or (outward == 1 and inner > 1):
             return None
-        # The third bond outward: convex corner; inward or absent: concave.
-        direction += 1 if outward == 1 else -1
+        # The third bond outward: convex corner; inward or absent: concave. Near the border the third bond may
+        # lie out of view: there the corner itself tells.
+        convex = outward == 1
+        if outward == 0 and inner == 0 and graph.sites.edge[atom]:
+            convex = turns[k] > 0
+        direction += 1 if convex else -1
         angle = direction * math.pi / 3.0
         at = at + np.array([math.sin(angle), math.cos(angle)])
     if direction != 6 or np.hypot(*at) > 0.1:
@@ -150,6 +156,11 @@ def _missing(graph: AtomGraph, walk: list[tuple[int, int]], n_atoms: int) -> int
     hexagons = abs(_area(np.array(corners))) / (1.5 * math.sqrt(3.0))
     enclosed = 1.0 + 2.0 * hexagons - 0.5 * len(walk)
     return round(enclosed) - (n_atoms - len({v for v, _ in walk}))
+
+
+def _cross(u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
+    """z component of the product of vectors (y, x), positive where the walk keeps its face inside a corner."""
+    return u[:, 1] * v[:, 0] - u[:, 0] * v[:, 1]
 
 
 def _area(yx: NDArray[np.float64]) -> float:

@@ -249,3 +249,51 @@ def test_distortion_of_the_scan_is_corrected_before_lengths_are_taken(rng):
     found = [d for d in find_defects(graph) if d.name == "Si-C4"]
     assert len(found) == 1
     np.testing.assert_allclose([b.length_pm for b in found[0].bonds], 177.0, atol=10.0)
+
+
+def test_noisy_positions_are_read_with_their_neighbours(rng):
+    """At 16 pm of noise a fifth of the bond lengths is beyond any fixed limit; the sheet still holds together."""
+    odd = 0
+    for k in range(10):
+        sites, shape = observed(graphene(fov_nm=4.0, rotation_deg=6.0 * k), rng, noise_pm=16.0)
+        odd += len(find_defects(graph_of(sites, shape)))
+    assert odd <= 1
+
+
+def test_columns_found_twice_are_made_one(rng):
+    sites, shape = observed(graphene(fov_nm=3.0), rng, noise_pm=3.0)
+    middle = int(np.argmin(np.hypot(*(sites.yx_px - 150).T)))
+    y, x = sites.y_px[middle], sites.x_px[middle]
+    twins = Sites.from_columns(
+        y_px=np.append(sites.y_px, y + 2.0),
+        x_px=np.append(np.where(np.arange(len(sites)) == middle, x - 2.0, sites.x_px), x),
+        species=np.append(sites.species, "C"),
+        intensity=np.append(sites.intensity, -57954.0),
+    )
+    graph = graph_of(twins, shape)
+    assert len(graph.sites) == len(sites)
+    assert len(find_defects(graph)) == 0
+
+
+def test_uncertainties_grow_to_the_scatter_of_the_lattice(rng):
+    """A smoothed image has noise that the fit does not see; bond lengths show it."""
+    sites, shape = observed(graphene(fov_nm=4.0), rng, noise_pm=12.0)
+    graph = graph_of(sites.replace(sigma_pm=np.full(len(sites), 1.0)), shape)
+    assert np.median(graph.sites.sigma_pm) == pytest.approx(12.0, rel=0.2)
+    assert np.median(graph_of(sites, shape).sites.sigma_pm) == pytest.approx(12.0)
+
+
+def test_labelled_real_images_are_read_right(shared_data):
+    """3-fold silicon and the trimer rotor of real images; the rotor takes the place of six carbon atoms."""
+    from stemdl_core.frames import Frame
+    from stemdl_core.pipeline import analyze_frame
+    from stemdl_core.weights import load_model
+
+    images = np.load(shared_data / "graphene_si_haadf" / "frames.npy")
+    model = load_model("graphene")
+    found = [analyze_frame(Frame(image.astype(np.float32), PixelSize(0.0078125, "metadata")), model).defects
+             for image in images]
+    assert [[d.name for d in frame] for frame in found] == [["Si-C3"], ["Si3C6"], []]
+    assert dict(found[0][0].composition) == {"Si": 1, "C": 3}
+    assert dict(found[1][0].composition) == {"Si": 3, "C": 6}
+    assert found[1][0].missing_atoms == 3
