@@ -126,8 +126,7 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
             precision[:, 1:] = _start_precision(state, start, information, precision[:, 1:], step_pm)
             reference = state.height[0]
             state = work.probe_step(state, 1.2 / information)
-    picture = fit.draw(state)
-    mean = fit.mean(state, picture)
+    # The picture before the last step, which is small, is as good a judge as one more drawing.
     residual = grid.image - mean
     check = check_residual(residual, mean, state.noise, grid.usable, picture)
     own_cov, more = normal.covariance(state.y, state.x, state.height, state.shape)
@@ -157,8 +156,10 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     below = (state.nodes[index] * value).sum(1) * grid.scale + grid.offset
     imaging = _imaging(fit, state, below, check)
     height_sigma = np.sqrt(free * inflation)
+    # Where the fit ran away, the start is in doubt as well.
+    doubt = np.maximum(prior_sigma_pm, 0.5 * np.minimum(moved, longest_step_pm))
     return Refined(grid.to_raw(y), grid.to_raw(x), height * grid.scale, height_sigma * grid.scale,
-                   np.where(ok, sigma, prior_sigma_pm), below, ok, imaging)
+                   np.where(ok, sigma, doubt), below, ok, imaging)
 
 
 def _start_precision(state: State, start: Array, information: Array, precision: Array,

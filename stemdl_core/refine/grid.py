@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-#: Pixels are averaged up to this fraction of the probe's sigma.
-BIN_TO_SIGMA = 0.47
+#: Pixels are averaged up to this fraction of the probe's sigma; farther in frames of many columns, where 2 % of
+#: precision buy half of the time.
+BIN_TO_SIGMA, MANY_BIN_TO_SIGMA, MANY = 0.47, 0.68, 400
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,9 @@ class Noise:
 
 def _box3(image: NDArray[np.float32], side: float, centre: float) -> NDArray[np.float32]:
     """Separable 3 x 3 filter (side, centre, side) of the inner pixels: (H - 2, W - 2)."""
-    rows = side * (image[:-2] + image[2:]) + centre * image[1:-1]
-    out: NDArray[np.float32] = side * (rows[:, :-2] + rows[:, 2:]) + centre * rows[:, 1:-1]
+    a, b = np.float32(side), np.float32(centre)
+    rows = a * (image[:-2] + image[2:]) + b * image[1:-1]
+    out: NDArray[np.float32] = a * (rows[:, :-2] + rows[:, 2:]) + b * rows[:, 1:-1]
     return out
 
 
@@ -149,11 +151,11 @@ def estimate_noise(residual: NDArray[np.float32], mean: NDArray[np.float32], usa
         gain, at_centre = previous.gain, previous.intercept + previous.gain * centre
     u = level - centre
     for turn in range(3):
-        variance = np.maximum(at_centre + gain * u, 0.3 * at_centre)
+        expected = np.maximum(at_centre + gain * u, 0.3 * at_centre)
         # A few counts per pixel are skewed: the clip must leave single electrons alone and stop hot pixels.
-        cap = 40 * variance + 40 * gain * gain
+        cap = 40 * expected + 40 * gain * gain
         clipped = np.minimum(squares, cap) if turn or previous is not None else squares
-        weight = 1 / variance**2
+        weight = 1 / expected**2
         s0, s1, s2 = weight.sum(), (weight * u).sum(), (weight * u * u).sum()
         t0, t1 = (weight * clipped).sum(), (weight * clipped * u).sum()
         det = s0 * s2 - s1 * s1

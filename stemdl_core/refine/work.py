@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from .fit import REACH, Fit, State
-from .grid import BIN_TO_SIGMA, Grid, Noise, estimate_noise, make_grid
+from .grid import BIN_TO_SIGMA, MANY, MANY_BIN_TO_SIGMA, Grid, Noise, estimate_noise, make_grid
 from .model import Array, Background, round_shape
 
 #: Widths of the probe that are tried where none is given [pm]: 60 kV corrected to 200 kV uncorrected
@@ -18,7 +18,7 @@ TRIAL_SIGMA_PM = (32.0, 44.0, 60.0, 82.0)
 #: Spacing of the background's nodes [pm]: several columns each, so that it cannot follow one.
 _NODE_SPACING_PM = 600.0
 #: Columns of the window that the probe is fitted on: 1 % of its width at ten electrons each.
-_WINDOW_COLUMNS = 220
+_WINDOW_COLUMNS = 180
 
 
 class Work:
@@ -30,7 +30,8 @@ class Work:
         trials = TRIAL_SIGMA_PM if sigma_pm is None else tuple(f * sigma_pm for f in (0.72, 1.0, 1.4))
         guess = 45.0 if sigma_pm is None else sigma_pm
         for _ in range(2):
-            binning = max(1, min(int(BIN_TO_SIGMA * guess / pixel_pm), min(image.shape) // 8))
+            fraction = BIN_TO_SIGMA if len(y_px) < MANY else MANY_BIN_TO_SIGMA
+            binning = max(1, min(int(fraction * guess / pixel_pm), min(image.shape) // 8))
             widths = np.maximum(np.array(trials) / (pixel_pm * binning), 0.6)
             margin = int(np.ceil(REACH * widths.max())) + 2
             grid = make_grid(image, usable, pixel_size_pm=pixel_pm, binning=binning, pad=margin)
