@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +11,8 @@ from scipy.spatial import cKDTree
 
 from .materials import Material, bond_length_pm
 from .sites import Sites
+
+Point = tuple[float, float]
 
 #: Longest bonds between two dopants over the sum of covalent radii: Si-Si is 225 pm in the trimer rotor
 #: (ratio 1.01), up to 250 pm in dimers, and 275-285 pm between the no longer bonded corners around a fourth
@@ -109,6 +112,8 @@ class Bonding:
                  host: float) -> None:
         self.yx, self.foreign, self.host = yx, foreign, host
         self.tree = cKDTree(yx)
+        self.points: list[Point] = [(y, x) for y, x in yx.tolist()]
+        self.smallest_cosine = (math.cos(math.radians(SMALLEST_ANGLE_DOPANT_DEG)), math.cos(math.radians(55.0)))
         self.species = sites.species
         self.material = material
         self.scale = host / material.bond_nm
@@ -188,33 +193,33 @@ class Bonding:
 
     def _too_near(self, at: int, other: int, around: Mapping[int, list[int]]) -> bool:
         """Whether a bond at -> other makes too small an angle with one that is there."""
-        smallest = SMALLEST_ANGLE_DOPANT_DEG if self.foreign[at] else 55.0
-        u = self.yx[other] - self.yx[at]
+        limit = self.smallest_cosine[0] if self.foreign[at] else self.smallest_cosine[1]
+        y, x = self.points[at]
+        uy, ux = self.points[other][0] - y, self.points[other][1] - x
         for k in around.get(at, []):
             if k == other:
                 return True
-            v = self.yx[k] - self.yx[at]
-            cosine = float(u @ v) / float(np.hypot(*u) * np.hypot(*v))
-            if cosine > np.cos(np.radians(smallest)):
+            vy, vx = self.points[k][0] - y, self.points[k][1] - x
+            if uy * vy + ux * vx > limit * math.hypot(uy, ux) * math.hypot(vy, vx):
                 return True
         return False
 
     def _crosses(self, i: int, j: int, around: Mapping[int, list[int]]) -> bool:
         """Whether the segment i-j crosses a bond that is there, or runs through another atom."""
-        p, q = self.yx[i], self.yx[j]
-        step = q - p
-        length = float(np.hypot(*step))
+        p, q = self.points[i], self.points[j]
+        dy, dx = q[0] - p[0], q[1] - p[1]
+        length = math.hypot(dy, dx)
         for k in self.tree.query_ball_point(p, 0.45 * self.scale):
             others = around.get(k)
             if others is None or k in (i, j):
                 continue
-            r = self.yx[k]
-            along = float((r - p) @ step) / length
-            beside = abs(float(step[1] * (r[0] - p[0]) - step[0] * (r[1] - p[1]))) / length
+            r = self.points[k]
+            along = ((r[0] - p[0]) * dy + (r[1] - p[1]) * dx) / length
+            beside = abs(dx * (r[0] - p[0]) - dy * (r[1] - p[1])) / length
             if 0.25 * length < along < 0.75 * length and beside < 0.035 * self.scale:
                 return True
             for m in others:
-                if m > k and m not in (i, j) and _segments_cross(p, q, r, self.yx[m]):
+                if m > k and m not in (i, j) and _segments_cross(p, q, r, self.points[m]):
                     return True
         return False
 
@@ -255,12 +260,11 @@ class Bonding:
         return np.array(accepted, dtype=np.int64).reshape(-1, 2)
 
 
-def _segments_cross(p: NDArray[np.float64], q: NDArray[np.float64], r: NDArray[np.float64],
-                    s: NDArray[np.float64]) -> bool:
+def _segments_cross(p: Point, q: Point, r: Point, s: Point) -> bool:
     """Whether the open segments p-q and r-s intersect."""
 
-    def side(a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64]) -> float:
-        return float((b[1] - a[1]) * (c[0] - a[0]) - (b[0] - a[0]) * (c[1] - a[1]))
+    def side(a: Point, b: Point, c: Point) -> float:
+        return (b[1] - a[1]) * (c[0] - a[0]) - (b[0] - a[0]) * (c[1] - a[1])
 
     return side(p, q, r) * side(p, q, s) < 0 and side(r, s, p) * side(r, s, q) < 0
 
@@ -331,7 +335,7 @@ def regularised(
         diagonal = trust + 0.5 * (np.bincount(a, weight, n) + np.bincount(b, weight, n))
         z = residual / diagonal[:, None]
         direction, product = z, float(np.sum(residual * z))
-        for _ in range(20):
+        for _ in range(12):
             stretch = np.sum((direction[b] - direction[a]) * unit, axis=1)
             image = trust[:, None] * direction + scatter((weight * stretch)[:, None] * unit)
             alpha = product / max(float(np.sum(direction * image)), 1e-30)

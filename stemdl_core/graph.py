@@ -38,7 +38,7 @@ from .sites import Sites
 CLOSEST = 0.55
 #: Median position uncertainty [host bonds] beyond which bonds are decided on positions that neighbours have a
 #: say in.
-NOISY = 0.045
+NOISY = 0.065
 #: Scatter of bond lengths in real, rippled and strained sheets [pm].
 REAL_BOND_SCATTER_PM = 5.0
 #: Uncertainty of a position [pm] where the site has none.

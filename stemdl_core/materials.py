@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 from ase.data import atomic_numbers, covalent_radii
@@ -17,6 +18,7 @@ _MOST_BONDS = {"H": 1, "B": 3, "C": 3, "N": 3, "O": 2, "Si": 4, "P": 4, "Al": 4,
 BOND_TOLERANCE = 1.25
 
 
+@lru_cache(maxsize=1024)
 def bond_length_pm(a: str, b: str) -> float:
     """Sum of the covalent radii of two elements [pm] (Cordero et al., Dalton Trans. 2008, 2832)."""
     return 100.0 * float(covalent_radii[atomic_numbers[a]] + covalent_radii[atomic_numbers[b]])
