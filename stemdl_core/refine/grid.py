@@ -121,8 +121,7 @@ def _box3(image: NDArray[np.float32], side: float, centre: float) -> NDArray[np.
     """Separable 3 x 3 filter (side, centre, side) of the inner pixels: (H - 2, W - 2)."""
     a, b = np.float32(side), np.float32(centre)
     rows = a * (image[:-2] + image[2:]) + b * image[1:-1]
-    out: NDArray[np.float32] = a * (rows[:, :-2] + rows[:, 2:]) + b * rows[:, 1:-1]
-    return out
+    return np.asarray(a * (rows[:, :-2] + rows[:, 2:]) + b * rows[:, 1:-1], np.float32)
 
 
 def estimate_noise(residual: NDArray[np.float32], mean: NDArray[np.float32], usable: NDArray[np.float32], *,
