@@ -328,9 +328,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail(
-            "interrupted, nothing was written"
-            if args.command != "train"
-            else "interrupted, continue with --resume",
+            {
+                "train": "interrupted, continue with --resume",
+                "track": "interrupted, the same command continues with the frames that are left",
+            }.get(args.command, "interrupted, nothing was written"),
             INTERRUPTED,
         )
     except BrokenPipeError:  # the reader of our output has gone: not our error

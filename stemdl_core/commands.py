@@ -110,6 +110,7 @@ def track(args: Namespace) -> None:
     )
     with result_folder(folder) as temporary:
         from .linking import TrackSettings
+        from .movies import kept_when_interrupted, movie_identity, unfinished
         from .pipeline import analyze_frame
         from .results import write_track_results
         from .weights import load_model
@@ -117,12 +118,19 @@ def track(args: Namespace) -> None:
         given = {"search_range_nm": args.search_range_nm, "memory_frames": args.memory_frames}
         settings = replace(TrackSettings(), **{k: v for k, v in given.items() if v is not None})
         model = load_model(args.model, device=args.device)
-        with progress_bar(len(sequence), "frames", quiet=args.quiet) as bar:
+        identity = movie_identity(
+            sequence, settings=settings, model=model.card, dopant=args.dopant, material=args.material
+        )
+        with (
+            kept_when_interrupted(unfinished(folder), identity) as journal,
+            progress_bar(len(sequence), "frames", quiet=args.quiet) as bar,
+        ):
             tracks = write_track_results(
                 temporary,
                 sequence,
                 lambda f: analyze_frame(f, model, dopant=args.dopant, material=args.material),
                 settings=settings,
+                journal=journal,
                 progress=lambda stage: bar.update(stage == "analyse"),
             )
     say(args.quiet, track_summary(tracks, str(args.movie)))

@@ -54,6 +54,8 @@ class MovieTracker:
         self._last: Look | None = None
         self._drift: DriftTracker | None = None
         self._bad_in_a_row = 0
+        #: Pixel size of the newest frame that was analysed [nm].
+        self.pixel_nm: float | None = None
 
     def update(
         self, frame: Frame, *, known: FrameAnalysis | str | None = None
@@ -84,6 +86,7 @@ class MovieTracker:
                 fault = str(error)
         if analysis is None:
             return None, self.skip(frame.index, str(fault))
+        self.pixel_nm = analysis.pixel_size.nm
         drift, sigma = self.drift(frame, analysis)
         update = self.tracker.update(analysis, drift_nm=drift, drift_sigma_nm=sigma)
         if update.fault is None:
@@ -132,23 +135,36 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str], *, identity: dict[str, Any]) -> None:
         self.path = Path(path)
-        self._head = strict_json({"journal": 1, "identity": _digest(identity)})
-        self.lines: list[str] = []
-        if self.path.is_file():
-            text = self.path.read_text(encoding="utf-8", errors="replace")
-            head, *lines = text.split("\n")
-            if head == self._head:
-                # The last piece is empty, or the line that was being written when the run was cut off.
-                self.lines = list(_whole(lines[:-1]))
+        head = (strict_json({"journal": 1, "identity": _digest(identity)}) + "\n").encode()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w", encoding="utf-8")
-        for line in (self._head, *self.lines):
-            self._file.write(line + "\n")
-        self._file.flush()
+        self._start, end, self.count = len(head), 0, 0
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                if file.readline() == head:
+                    end = len(head)
+                    for line in file:
+                        # The last line may be the one that was being written when the run was cut off.
+                        if not _is_entry(line, self.count):
+                            break
+                        self.count += 1
+                        end += len(line)
+        self._file = self.path.open("r+b" if end else "wb")
+        self._file.truncate(end)
+        self._file.seek(end)
+        if not end:
+            self._file.write(head)
+            self._file.flush()
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """What earlier runs wrote, one frame at a time."""
+        with self.path.open("rb") as file:
+            file.seek(self._start)
+            for _ in range(self.count):
+                yield json.loads(file.readline())
 
     def add(self, line: str) -> None:
         """Write one frame's line to the disk."""
-        self._file.write(line + "\n")
+        self._file.write(line.encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -164,14 +180,41 @@ class Journal:
             self.path.parent.rmdir()
 
 
-def _whole(lines: list[str]) -> Iterator[str]:
-    for number, line in enumerate(lines):
-        try:
-            if json.loads(line).get("frame") != number:
-                return
-        except ValueError:
-            return
-        yield line
+def unfinished(folder: str | os.PathLike[str]) -> Path:
+    """Where the journal of a run that writes into `folder` is kept: hidden, beside it."""
+    folder = Path(folder).absolute()
+    return folder.parent / f".{folder.name}-unfinished" / "journal.jsonl"
+
+
+@contextlib.contextmanager
+def kept_when_interrupted(path: str | os.PathLike[str], identity: dict[str, Any]) -> Iterator[Journal | None]:
+    """A journal that stays after an interruption, and goes away at the end or after an error.
+
+    None where no file can be written beside the results: then a run cannot be continued.
+    """
+    try:
+        journal = Journal(path, identity=identity)
+    except OSError:
+        yield None
+        return
+    try:
+        yield journal
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        journal.close()
+        raise
+    except BaseException:
+        journal.remove()
+        raise
+    journal.remove()
+
+
+def _is_entry(line: bytes, number: int) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        return json.loads(line).get("frame") == number
+    except ValueError:
+        return False
 
 
 def _digest(identity: dict[str, Any]) -> str:
@@ -212,11 +255,12 @@ def follow_movie(
         If none of the first frames can be used; the message is that of the first.
     """
     movie = MovieTracker(analyze, settings=settings)
-    done = journal.lines if journal is not None else []
+    done = journal.entries() if journal is not None else iter(())
     good, first_fault = 0, ""
     for number in range(len(sequence)):
-        if number < len(done):
-            record, _ = _advance(movie, sequence, number, known=_known(json.loads(done[number])))
+        entry = next(done, None)
+        if entry is not None:
+            record, _ = _advance(movie, sequence, number, known=_known(entry))
         else:
             record, analysis = _advance(movie, sequence, number, known=None)
             if journal is not None:
@@ -347,6 +391,16 @@ def _analysis(record: dict[str, Any]) -> FrameAnalysis:
     )
 
 
-def settings_identity(settings: TrackSettings | None) -> dict[str, Any]:
-    """Settings as plain data, for `Journal`."""
-    return asdict(settings or TrackSettings())
+def movie_identity(sequence: FrameSequence, *, settings: TrackSettings | None = None, **what: Any) -> dict[str, Any]:
+    """What the analyses of a movie depend on, for `Journal`: the file, its calibration, settings, and `what` else."""
+    source = Path(sequence.source)
+    known = source.is_file()
+    return {
+        "source": str(source.resolve()) if known else sequence.source,
+        "stamp": [source.stat().st_size, source.stat().st_mtime_ns] if known else None,
+        "frames": len(sequence),
+        "pixel_size": None if sequence.pixel_size is None else asdict(sequence.pixel_size),
+        "frame_time_s": sequence.frame_time_s,
+        "settings": asdict(settings or TrackSettings()),
+        **what,
+    }

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .analysis import FrameAnalysis
-from .errors import StemdlError
 from .figures import (
     animation_frames,
     defect_graph,
+    event_strips,
     overlay,
     save_animation,
     save_figure,
@@ -23,7 +23,8 @@ from .figures import (
 )
 from .frames import Frame, FrameSequence
 from .linking import TrackSettings
-from .track import Tracker
+from .movies import Journal, follow_movie
+from .statistics import statistics
 from .trajectories import Tracks
 from .writers import result_folder, strict_json, write_csv, write_hdf5, write_tables
 
@@ -82,21 +83,18 @@ def write_analysis(
     return Path(folder)
 
 
-#: A movie of which so many frames at the beginning cannot be used is not followed further.
-HOPELESS_FRAMES = 12
-
-
 def write_track_results(
     folder: Path,
     sequence: FrameSequence,
     analyze: Callable[[Frame], FrameAnalysis],
     *,
     settings: TrackSettings | None = None,
+    journal: Journal | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Tracks:
     """Analyse and follow a movie frame by frame, writing its files into an existing folder.
 
-    Frames that cannot be used (blank, NaN, no lattice) are noted in ``analysis.jsonl`` and left out.
+    Frames that cannot be used (blank, half-scanned, no lattice) are noted in ``analysis.jsonl`` and left out.
 
     Parameters
     ----------
@@ -108,6 +106,8 @@ def write_track_results(
         ``analyze(frame)``, normally `analyze_frame` with its model.
     settings : TrackSettings, optional
         Of the tracker.
+    journal : Journal, optional
+        Of an earlier run that was interrupted: its frames are not analysed again.
     progress : callable
         ``progress(stage)`` after each frame that was analysed or drawn.
 
@@ -120,38 +120,21 @@ def write_track_results(
     StemdlError
         If none of the first frames can be used; the message is that of the first.
     """
-    tracker = Tracker(settings=settings)
-    good, first_fault = 0, ""
+    tracker, pixel_nm = None, None
     with (folder / "analysis.jsonl").open("w", encoding="utf-8") as file:
-        for number in range(len(sequence)):
-            try:
-                analysis = analyze(sequence[number])
-                line = strict_json(analysis.to_dict(with_frame=True))
-                tracker.update(analysis)
-                good += 1
-            except StemdlError as error:
-                first_fault = first_fault or f"frame {number}: {error}"
-                if not good and number + 1 >= min(len(sequence), HOPELESS_FRAMES):
-                    raise StemdlError(f"{sequence.source}: no frame can be used; {first_fault}") from None
-                tracker.skip(number, str(error))
-                line = strict_json(
-                    {
-                        "schema": 1,
-                        "frame": number,
-                        "fault": str(error),
-                        "sites": [],
-                        "bonds": [],
-                        "defects": [],
-                        "rings": {},
-                    }
-                )
+        for line, movie in follow_movie(sequence, analyze, settings=settings, journal=journal):
             file.write(line + "\n")
+            tracker, pixel_nm = movie.tracker, movie.pixel_nm
             progress("analyse")
-    tracks = tracker.tracks()
+    tracks = Tracks.empty() if tracker is None else tracker.tracks()
     write_csv(folder / "trajectories.csv", tracks.to_dataframe())
     write_csv(folder / "events.csv", tracks.events.to_dataframe())
     write_csv(folder / "drift.csv", tracks.drift.to_dataframe())
+    (folder / "statistics.json").write_text(strict_json(statistics(tracks), indent=1) + "\n", encoding="utf-8")
     save_figure(timeline(tracks), folder / "timeline.png")
+    strips = None if pixel_nm is None else event_strips(sequence, tracks, pixel_nm=pixel_nm)
+    if strips is not None:
+        save_figure(strips, folder / "events.png")
     unusable = {number for number, _ in tracks.faults}
 
     def pictures() -> Iterator[NDArray[np.uint8]]:

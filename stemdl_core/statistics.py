@@ -12,6 +12,7 @@ X. Michalet & A. Berglund, Phys. Rev. E 85, 061916 (2012): localisation error in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -411,6 +412,28 @@ def site_occupancy(tracks: Tracks, *, apart_nm: float = 0.07) -> pd.DataFrame:
         rows, {"name": object, "y_nm": "float64", "x_nm": "float64", "time": "float64", "fraction": "float64"}
     )
     return table.sort_values("time", ascending=False, kind="stable", ignore_index=True)
+
+
+def statistics(tracks: Tracks, *, confidence: float = 0.95) -> dict[str, Any]:
+    """Dwell times, rates, diffusion and resting places as plain data, for JSON."""
+    moves = diffusion(tracks, confidence=confidence)
+    return {
+        "unit": time_unit(tracks),
+        "frame_time": frame_time(tracks),
+        "confidence": confidence,
+        "dwell_times": dwell_times(tracks, confidence=confidence).to_dict("records"),
+        "transitions": transition_rates(tracks, confidence=confidence).to_dict("records"),
+        "diffusion_nm2_per_unit": {
+            "hops": moves.hops.events,
+            "time": moves.hops.time,
+            "coefficient": moves.coefficient,
+            "low": moves.low,
+            "high": moves.high,
+            "from_msd": moves.from_msd,
+        },
+        "msd": mean_squared_displacement(tracks).to_dict("records"),
+        "places": site_occupancy(tracks).head(50).to_dict("records"),
+    }
 
 
 def _table(rows: list[tuple], columns: dict[str, ArrayLike]) -> pd.DataFrame:
