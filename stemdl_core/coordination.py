@@ -32,6 +32,8 @@ _LACKING_CLUSTER, _LACKING_SINGLE = 3.0, 0.0
 #: sum of covalent radii. 4-fold is the more common.
 _FOURTH_BONDED, _FOURTH_ALONE = (0.02, 0.04), (0.35, 0.08)
 _FOURFOLD_PRIOR = 0.7
+#: The same for light dopants.
+LIGHT_LIMIT = 1.35
 #: More ambiguous contacts than this are not enumerated: the most certain ones are taken as they are.
 _MOST_AMBIGUOUS = 7
 
@@ -100,6 +102,9 @@ def _close_pair(graph: AtomGraph, i: int, j: int) -> bool:
 def _contact(graph: AtomGraph, i: int, j: int, bonded: bool, prior: float) -> Contact:
     pair = bond_length_pm(str(graph.sites.species[i]), str(graph.sites.species[j])) * graph.scale
     limit = DOPANT_PAIR_LIMIT if graph.foreign[j] else DOPANT_HOST_LIMIT
+    if pair < 165.0 * graph.scale:
+        # Nitrogen and boron sit in the plane like carbon: their neighbours but one are 1.6 times as far.
+        limit = LIGHT_LIMIT
     length = 1e3 * float(np.hypot(*(graph.yx_nm[i] - graph.yx_nm[j])))
     sigma = math.hypot(position_sigma(graph, i), position_sigma(graph, j))
     ratio, blur = length / pair, sigma / pair
