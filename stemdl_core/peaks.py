@@ -22,6 +22,8 @@ from .weights import ModelCard
 
 #: An atom and a missing atom cannot be closer than this [nm]: half a bond.
 CONFLICT_NM = 0.07
+#: No two columns are closer than this in projection [nm]: the shortest bond seen is 142 pm.
+SEPARATION_NM = 0.08
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def find_peaks(card: ModelCard, maps: NDArray[np.float32]) -> Peaks:
     radius = card.radius_nm / card.pixel_size_nm
     atoms = atom_map(card, maps)
     threshold = card.thresholds["site"]
-    yx, response = _log_blobs(atoms, radius, threshold)
+    reach = max(int(SEPARATION_NM / card.pixel_size_nm), 1)
+    yx, response = _log_blobs(atoms, radius, threshold, reach)
     share = np.zeros(len(yx))
     dopant_channel = card.classes.index("dopant") if "dopant" in card.classes else None
     if dopant_channel is not None and len(yx):
@@ -85,7 +88,7 @@ def find_peaks(card: ModelCard, maps: NDArray[np.float32]) -> Peaks:
     if "vacancy" in card.classes:
         vacancy_radius = float(card.recipe.get("vacancy_radius_nm", 1.5 * card.radius_nm)) / card.pixel_size_nm
         holes, hole_response = _log_blobs(maps[card.classes.index("vacancy")], vacancy_radius,
-                                          card.thresholds.get("vacancy", threshold))
+                                          card.thresholds.get("vacancy", threshold), reach)
         # Where both an atom and its absence answer, the stronger answer holds.
         if len(yx) and len(holes):
             gap, nearest = cKDTree(holes).query(yx, distance_upper_bound=CONFLICT_NM / card.pixel_size_nm)
@@ -95,9 +98,9 @@ def find_peaks(card: ModelCard, maps: NDArray[np.float32]) -> Peaks:
     return Peaks(yx, share > 0.5, share, response, holes, hole_response)
 
 
-def _log_blobs(probability: NDArray[np.float32], radius: float,
-               threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Maxima of the scale-normalised negative Laplacian of Gaussian above a threshold."""
+def _log_blobs(probability: NDArray[np.float32], radius: float, threshold: float,
+               reach: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Maxima of the scale-normalised negative Laplacian of Gaussian above a threshold, `reach` pixels apart."""
     # A disc of radius r answers most strongly at sigma = r / sqrt(2); discs are a few pixels wide, so never less
     # than one pixel.
     sigma = max(radius / np.sqrt(2.0), 1.0)
@@ -105,8 +108,7 @@ def _log_blobs(probability: NDArray[np.float32], radius: float,
     response /= _disc_response(radius, sigma)
     # Two equal neighbours (a blob centred between pixels) are one maximum: an imperceptible slope decides.
     response += 1e-9 * np.arange(response.size).reshape(response.shape)
-    reach = 2 * max(int(np.floor(1.2 * radius)), 1) + 1
-    top = (response == maximum_filter(response, reach, mode="constant")) & (response > threshold)
+    top = (response == maximum_filter(response, 2 * reach + 1, mode="constant")) & (response > threshold)
     rows, columns = np.nonzero(top)
     if len(rows) == 0:
         return np.empty((0, 2)), np.empty(0)

@@ -34,6 +34,8 @@ HOST_SPREAD, DOPANT_SIGMAS = 0.15, 2.5
 #: In a one-element host, a site that the network doubts and whose intensity is measurably below this part of the
 #: median is no atom: the network completes the lattice over a vacancy.
 FAINTEST, CERTAIN = 0.5, 0.98
+#: Residual variance over the expected one above which the fitted intensities are not used: correlated noise.
+WORST_MISFIT = 20.0
 
 
 @dataclass(frozen=True)
@@ -146,16 +148,22 @@ def _make_sites(card: ModelCard, peaks: Peaks, keep: NDArray[np.bool_],
     host = amplitude[~is_dopant & refined.converged]
     unit = float(np.median(host)) if len(host) else float(np.median(amplitude))
     intensity, intensity_sigma = amplitude / unit, sigma / abs(unit)
+    measured = refined.converged.copy()
+    if refined.imaging is None or not refined.imaging.misfit < WORST_MISFIT or unit <= 0:
+        # Neighbouring pixels share their noise (the image was smoothed or enlarged): heights of overlapping columns
+        # trade against each other and mean nothing; the network's class stands alone.
+        measured[:] = False
+        intensity, intensity_sigma = np.full(len(amplitude), np.nan), np.full(len(amplitude), np.nan)
     if dopant:
-        certain = refined.converged & (intensity_sigma < 0.3)
+        certain = measured & (intensity_sigma < 0.3)
         is_dopant &= ~(certain & (intensity + 2 * intensity_sigma < DOPANT_CONTRAST))
         # Host columns vary too (noise of the fit, half a column at the border): a foreign atom is clearly beyond that.
         beyond = (intensity - 1) / np.hypot(intensity_sigma, HOST_SPREAD)
-        is_dopant &= ~refined.converged | (beyond > DOPANT_SIGMAS)
+        is_dopant &= ~measured | (beyond > DOPANT_SIGMAS)
         # What the network half believes and the intensity clearly shows; and what is so bright that no host column
         # can be: the network missed the class, not the atom.
         half = (peaks.dopant_share[keep] > 0.3) & (beyond > 3.5) & (intensity > 1.2 * DOPANT_CONTRAST)
-        is_dopant |= refined.converged & half
+        is_dopant |= measured & half
         is_dopant |= certain & (intensity - 4 * intensity_sigma > 2.0)
     species = np.where(is_dopant & bool(dopant), dopant, material.species[0])
     score = scores(card, peaks.response[keep])
@@ -163,7 +171,7 @@ def _make_sites(card: ModelCard, peaks: Peaks, keep: NDArray[np.bool_],
                                sigma_pm=refined.sigma_pm, intensity=intensity, intensity_sigma=intensity_sigma)
     if material.kind != "honeycomb":
         return sites  # a light metal among tungsten, or one chalcogen of two, is faint and yet there
-    absent = refined.converged & (intensity + 2 * intensity_sigma < FAINTEST) & (score < CERTAIN)
+    absent = measured & (intensity + 2 * intensity_sigma < FAINTEST) & (score < CERTAIN)
     return sites.select(~absent)
 
 

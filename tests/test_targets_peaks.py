@@ -55,9 +55,11 @@ def test_positions_and_classes_come_back(cells):
 
 
 def test_blobs_that_touch_are_separated():
-    positions = np.array([[30.0, 30.0], [30.0, 33.4]])
-    peaks = find_peaks(CARD, one_hot(class_map(positions, np.array([1, 1]), shape=(60, 60), radius_px=1.7)))
-    assert len(peaks.yx_px) == 2
+    # Two discs in contact, 92 pm apart on the card's grid: closer than any bond.
+    positions = np.array([[30.0, 30.0], [30.0, 34.6]])
+    target = class_map(positions, np.array([1, 1]), shape=(60, 60), radius_px=2.3)
+    assert (target[30, 28:37] == 1).all()
+    assert len(find_peaks(CARD, one_hot(target)).yx_px) == 2
 
 
 def test_empty_maps_give_empty_columns():
