@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ class Decided:
 
     frame: int
     state: Hashable
-    evidence: Mapping[Hashable, float]
+    evidence: Mapping[Any, float]
 
 
 class OnlineViterbi:
@@ -70,7 +71,7 @@ class OnlineViterbi:
         """Number of the first frame that is not decided; None when all are."""
         return self._pending[0][0] if self._pending else None
 
-    def push(self, frame: int, evidence: Mapping[Hashable, float], *, floor: float) -> list[Decided]:
+    def push(self, frame: int, evidence: Mapping[Any, float], *, floor: float) -> list[Decided]:
         """Add a frame and return the frames that this decided.
 
         Parameters
@@ -118,9 +119,7 @@ class OnlineViterbi:
             return []
         last = agreed if agreed >= 0 else len(self._pending) - self.max_lag - 1
         path = self._path()
-        decided = [
-            Decided(f, s, fits) for (f, _, fits), s in zip(list(self._pending)[: last + 1], path[: last + 1])
-        ]
+        decided = [Decided(f, s, fits) for (f, _, fits), s in zip(list(self._pending)[: last + 1], path[: last + 1])]
         for _ in range(last + 1):
             self._pending.popleft()
         if agreed < 0 and decided:

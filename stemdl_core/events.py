@@ -38,6 +38,10 @@ class Row:
     yx_nm: NDArray[np.float64]
 
 
+#: A move between places: first row, place before, place after, and a row that shows both.
+Move = tuple[Row, int, int, Row | None]
+
+
 @dataclass(frozen=True)
 class Change:
     """A decided change of a track; `row` is the first row of the new state, `mixed` a row that shows both."""
@@ -116,7 +120,7 @@ class _Moves:
         self.current: int | None = None
         self.waiting: tuple[Row, int] | None = None
 
-    def push(self, row: Row, place: int, between) -> list[tuple[Row, int, int, Row | None]]:  # type: ignore[no-untyped-def]
+    def push(self, row: Row, place: int, between) -> list[Move]:  # type: ignore[no-untyped-def]
         """Moves (first row, from, to, mixed row) that are certain now."""
         if self.current is None:
             self.current = place
@@ -127,18 +131,18 @@ class _Moves:
             return []
         first, middle = self.waiting
         if place == middle:
-            moves = [(first, self.current, middle, None)]
+            done: Move = (first, self.current, middle, None)
             self.current, self.waiting = middle, None
-            return moves
+            return [done]
         if place != self.current and between(self.current, middle, place):
-            moves = [(row, self.current, place, first)]
+            done = (row, self.current, place, first)
             self.current, self.waiting = place, None
-            return moves
-        moves = [(first, self.current, middle, None)]
-        self.current, self.waiting = middle, (row, place)
-        return moves
+        else:
+            done = (first, self.current, middle, None)
+            self.current, self.waiting = middle, (row, place)
+        return [done]
 
-    def flush(self) -> list[tuple[Row, int, int, Row | None]]:
+    def flush(self) -> list[Move]:
         """The move that no further row can contradict."""
         if self.waiting is None:
             return []
@@ -158,9 +162,7 @@ class _PlaceChain:
         self._rows: dict[int, Row] = {}
         self.recent: deque[Row] = deque(maxlen=64)
 
-    def push(
-        self, row: Row, value: NDArray[np.float64], stray: float
-    ) -> list[tuple[Row, int, int, Row | None]]:
+    def push(self, row: Row, value: NDArray[np.float64], stray: float) -> list[Move]:
         """Add a reading; `stray` is the probability that it means nothing."""
         squared = self.places.visit(value)
         dimensions = len(np.atleast_1d(value))
@@ -176,11 +178,11 @@ class _PlaceChain:
         self.places.forget(in_use)  # type: ignore[arg-type]
         return result
 
-    def flush(self) -> list[tuple[Row, int, int, Row | None]]:
+    def flush(self) -> list[Move]:
         """Moves that were still open."""
         return self._read(self.chain.flush()) + self.moves.flush()
 
-    def _read(self, decided: list[Decided]) -> list[tuple[Row, int, int, Row | None]]:
+    def _read(self, decided: list[Decided]) -> list[Move]:
         moves = []
         for item in decided:
             row = self._rows.pop(item.frame)
@@ -370,9 +372,7 @@ class TrackHistory:
             if abs(self._angle.places.period - 360.0 / seen.fold) < 1e-6:  # type: ignore[operator]
                 doubt = 0.005 if seen.fold == 2 else 0.001 * np.exp(0.4 * max(seen.deviation_deg - 8.0, 0.0))
                 self._angle.recent.append(row)
-                changes += self._turns(
-                    self._angle.push(row, np.array([seen.angle_deg]), float(min(doubt, 0.5)))
-                )
+                changes += self._turns(self._angle.push(row, np.array([seen.angle_deg]), float(min(doubt, 0.5))))
         return changes
 
     def _between(self, row: Row) -> Row | None:
@@ -386,7 +386,7 @@ class TrackHistory:
             changes += self._turns(self._angle.flush())
         return changes
 
-    def _hops(self, moves: list[tuple[Row, int, int, Row | None]]) -> list[Change]:
+    def _hops(self, moves: list[Move]) -> list[Change]:
         found, chain = [], self._position
         limit = self.settings.hop_bonds * self.material.bond_nm
         for row, start, end, mixed in moves:
@@ -406,9 +406,7 @@ class TrackHistory:
                 chain.settled = centers[end].copy()
         return found
 
-    def _hop(
-        self, row: Row, start: NDArray[np.float64], end: NDArray[np.float64], mixed: Row | None
-    ) -> Change:
+    def _hop(self, row: Row, start: NDArray[np.float64], end: NDArray[np.float64], mixed: Row | None) -> Change:
         step, name = end - start, str(self.name)
         text = sublattice = ""
         if self.lattice is not None:
@@ -432,7 +430,7 @@ class TrackHistory:
             sublattice=sublattice,
         )
 
-    def _turns(self, moves: list[tuple[Row, int, int, Row | None]]) -> list[Change]:
+    def _turns(self, moves: list[Move]) -> list[Change]:
         found, chain = [], self._angle
         assert chain is not None
         assert chain.places.period is not None

@@ -46,9 +46,7 @@ class MovieTracker:
     settings : TrackSettings, optional
     """
 
-    def __init__(
-        self, analyze: Callable[[Frame], FrameAnalysis], *, settings: TrackSettings | None = None
-    ) -> None:
+    def __init__(self, analyze: Callable[[Frame], FrameAnalysis], *, settings: TrackSettings | None = None) -> None:
         self.analyze = analyze
         self.tracker = Tracker(settings=settings)
         self._last: Look | None = None
@@ -57,9 +55,7 @@ class MovieTracker:
         #: Pixel size of the newest frame that was analysed [nm].
         self.pixel_nm: float | None = None
 
-    def update(
-        self, frame: Frame, *, known: FrameAnalysis | str | None = None
-    ) -> tuple[FrameAnalysis | None, Update]:
+    def update(self, frame: Frame, *, known: FrameAnalysis | str | None = None) -> tuple[FrameAnalysis | None, Update]:
         """Analyse and follow the next frame.
 
         Parameters
@@ -364,9 +360,7 @@ def _analysis(record: dict[str, Any]) -> FrameAnalysis:
             tuple(d["center_px"]),
             d["missing_atoms"],
             tuple(DefectBond(b["a"], b["b"], b["length_pm"], _nan(b.get("sigma_pm"))) for b in d["bonds"]),
-            tuple(
-                DefectAngle(g["a"], g["at"], g["b"], g["deg"], _nan(g.get("sigma_deg"))) for g in d["angles"]
-            ),
+            tuple(DefectAngle(g["a"], g["at"], g["b"], g["deg"], _nan(g.get("sigma_deg"))) for g in d["angles"]),
             d.get("probability", 1.0),
             tuple((a["name"], a["probability"]) for a in d.get("alternatives", ())),
             {int(k): {int(n): p for n, p in v.items()} for k, v in d.get("coordination", {}).items()},

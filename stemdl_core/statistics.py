@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from .errors import StemdlError
@@ -436,5 +436,5 @@ def statistics(tracks: Tracks, *, confidence: float = 0.95) -> dict[str, Any]:
     }
 
 
-def _table(rows: list[tuple], columns: dict[str, ArrayLike]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(columns)).astype(columns)  # type: ignore[arg-type]
+def _table(rows: list[tuple], columns: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns)

@@ -63,10 +63,15 @@ def test_an_interrupted_run_continues_with_the_same_result(rng, tmp_path):
     whole = movies[-1].tracker.tracks()
     known.asked.clear()
     path, identity = unfinished(tmp_path / "out"), movie_identity(known.sequence, model="a")
-    with pytest.raises(KeyboardInterrupt), kept_when_interrupted(path, identity) as journal:
-        for number, _ in enumerate(follow_movie(known.sequence, known.analyze, journal=journal)):
-            if number == 11:
-                raise KeyboardInterrupt
+
+    def run_until(stop: int) -> None:
+        with kept_when_interrupted(path, identity) as journal:
+            for number, _ in enumerate(follow_movie(known.sequence, known.analyze, journal=journal)):
+                if number == stop:
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_until(11)
     with path.open("a") as file:
         file.write('{"frame": 12, "record": {"cut o')
     assert len(known.asked) == 11
@@ -167,7 +172,7 @@ def test_registered_images_lead_a_movie_without_defects(rng):
 
 
 def test_pictures_of_a_movie_show_its_events(rng):
-    scene, events = scenes.rotor(rng, frames=16, flips=(4, 9))
+    scene, _ = scenes.rotor(rng, frames=16, flips=(4, 9))
     tracks = track(Movie(scene, smooth_drift(16, rng, total=0.1), lost=0.0, invented=0.0).analyses(rng))
     figure = timeline(tracks)
     labels = [axes.get_ylabel() for axes in figure.axes]

@@ -134,11 +134,11 @@ def test_memory_and_time_of_a_frame_do_not_grow(rng):
     movie = movie_of(frames, rng)
     for analysis in movie.analyses(rng):
         tracker.update(analysis)
-    live = tracker._live[0].history
+    live = tracker._roster.live[0].history
     assert len(live._open) < 50
     assert len(live._position.places.centers) <= 10
-    assert len(tracker._live) < 4
-    assert len(tracker._done) < 4
+    assert len(tracker._roster.live) < 4
+    assert len(tracker._roster.done) < 4
 
 
 def test_bad_frames_are_reported_and_break_no_track(rng):

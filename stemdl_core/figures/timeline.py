@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,11 +42,11 @@ class _Clock:
         return "time [s]" if self.timed else "frame"
 
     def __call__(self, frames: NDArray[np.int64] | float) -> NDArray[np.float64]:
-        frames = np.asarray(frames, dtype=float)
+        numbers = np.asarray(frames, dtype=np.float64)
         if not self.timed or len(self._frame) < 2:
-            return frames
+            return numbers
         slope = (self._time[-1] - self._time[0]) / (self._frame[-1] - self._frame[0])
-        return self._time[0] + (frames - self._frame[0]) * slope
+        return self._time[0] + (numbers - self._frame[0]) * slope
 
 
 def timeline(tracks: Tracks) -> Figure:
@@ -54,15 +56,11 @@ def timeline(tracks: Tracks) -> Figure:
     120 degrees and the largest deviation of the triangle from equilateral, as in figure 8 of the paper.
     """
     ids = tracks.ids[:_LANES]
-    rotors = [int(t) for t in ids if np.isfinite(tracks.deviation_deg[tracks.track_id == t]).sum() >= 3][
-        :_LINES
-    ]
+    rotors = [int(t) for t in ids if np.isfinite(tracks.deviation_deg[tracks.track_id == t]).sum() >= 3][:_LINES]
     heights = [26 * max(len(ids), 2) + 40, 150, *([170, 100] if rotors else []), 110]
     figure, page = canvas.pixel_figure(1200, sum(heights) + 40 * len(heights) + 30)
     page.remove()
-    panels = figure.subplots(
-        len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
-    )[:, 0]
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     figure.subplots_adjust(left=0.09, right=0.80, top=1 - 40 / sum(heights), bottom=0.075, hspace=0.16)
     clock = _Clock(tracks)
     _draw_lanes(panels[0], tracks, ids, clock)
@@ -115,9 +113,7 @@ def _draw_lanes(axes: Axes, tracks: Tracks, ids: NDArray[np.int64], clock: _Cloc
                 _mark(axes, event, float(clock(event.frame)), lane[track_id])
                 shown.add(event.kind)
                 half |= event.mid_frame
-    axes.set(
-        yticks=range(len(lane)), yticklabels=[f"#{t}" for t in lane], ylim=(max(len(lane), 1) - 0.4, -0.6)
-    )
+    axes.set(yticks=range(len(lane)), yticklabels=[f"#{t}" for t in lane], ylim=(max(len(lane), 1) - 0.4, -0.6))
     handles = [Line2D([], [], color=color[n], linewidth=7, label=n) for n in names[:12]]
     handles += [
         Line2D([], [], color=ink, marker=marker, linestyle="none", label=kind)
@@ -125,7 +121,7 @@ def _draw_lanes(axes: Axes, tracks: Tracks, ids: NDArray[np.int64], clock: _Cloc
         if kind in shown
     ]
     if half:
-        hollow = {"markerfacecolor": "#ffffff", "linestyle": "none", "color": "#000000"}
+        hollow: dict[str, Any] = {"markerfacecolor": "#ffffff", "linestyle": "none", "color": "#000000"}
         handles.append(Line2D([], [], marker="o", label="half-way in a frame", **hollow))
     _legend(axes, handles)
 
@@ -140,7 +136,7 @@ def _draw_positions(axes: Axes, tracks: Tracks, ids: NDArray[np.int64], clock: _
         axes.plot(when, yx[:, 0], "--", color=color, linewidth=1.0)
         handles.append(Line2D([], [], color=color, label=f"#{track_id}"))
     handles += [
-        Line2D([], [], color="#000000", linestyle=s, label=n) for s, n in (("-", "x"), ("--", "y")) if handles
+        Line2D([], [], color="#000000", label=n, **{"linestyle": s}) for s, n in (("-", "x"), ("--", "y")) if handles
     ]
     axes.set_ylabel("position on the\nlattice [pm]", fontsize=8)
     _legend(axes, handles)
@@ -151,7 +147,7 @@ def _draw_rotors(angle: Axes, bend: Axes, tracks: Tracks, rotors: list[int], clo
     for k, track_id in enumerate(rotors):
         rows = np.flatnonzero((tracks.track_id == track_id) & np.isfinite(tracks.deviation_deg))
         color, when = TRACK_COLORS[k % len(TRACK_COLORS)], clock(tracks.frame[rows])
-        style = {"color": color, "linewidth": 0.8, "marker": "o", "markersize": 3}
+        style: dict[str, Any] = {"color": color, "linewidth": 0.8, "marker": "o", "markersize": 3}
         angle.plot(when, tracks.orientation_deg[rows], **style)
         bend.plot(when, tracks.deviation_deg[rows], **style)
         handles.append(Line2D([], [], label=f"#{track_id}", **style))
