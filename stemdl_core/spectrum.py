@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import uniform_filter, uniform_filter1d
 from scipy.special import gammaincinv
 
 #: Quantile of the power in an annulus from which the noise floor follows; below the median, because in a
@@ -27,6 +27,9 @@ _CLIP_SIGMAS = 3.0
 #: The floor ends this far below its largest value: a smoothed image has no noise to compare with at high
 #: frequency.
 _FLOOR_RANGE = 1e-3
+#: Range of a direction's noise relative to the mean over directions. Never less than the mean: where a smoothed
+#: image has no noise at all, the floor would follow it down.
+_DIRECTION_RANGE = (1.0, 30.0)
 #: The window is half a cosine in each direction: a spot's position comes out with half the variance a Hann
 #: window would leave, and the side lobes of a spot are below 1e-4 at its neighbours (7 bins away in a field
 #: of 1.5 nm). From its moments: the curvature of the power around a spot, P = P0 (1 - c (T df)^2), and the
@@ -83,7 +86,7 @@ def flatten_image(image: NDArray[np.float32], period_px: float) -> Flat:
     """
     # One hot pixel would weigh down everything within a lattice constant of it: first a limit for all.
     stride = 1 + image.size // 40000
-    dark, middle, bright = np.quantile(image.ravel()[::stride | 1], (0.01, 0.5, 0.99))
+    dark, middle, bright = np.quantile(image.ravel()[::stride | 1], (0.02, 0.5, 0.98))
     image = np.clip(image, dark - 1.5 * (middle - dark), bright + 1.5 * (bright - middle))
     size = max(3, 2 * round(0.65 * period_px) + 1)
     slow = uniform_filter(uniform_filter(image, size, mode="nearest"), size, mode="nearest")
@@ -112,7 +115,10 @@ class Spectrum:
     grid : (n, m)
         Padded size of the transform.
     floor_f, floor_log : (R,) float64
-        Radial frequency [cycles/px] and logarithm of the noise floor there.
+        Radial frequency [cycles/px] and logarithm of the mean noise floor there.
+    floor_y, floor_x : (n // 2 + 1,), (m // 2 + 1,) float64
+        Logarithm of what the floor has more at a vertical or horizontal frequency than in the mean over
+        directions: a slow detector smears the noise along the lines, the flyback adds noise between them.
     independent : float
         Number of independent spectra averaged.
     """
@@ -122,6 +128,8 @@ class Spectrum:
     grid: tuple[int, int]
     floor_f: NDArray[np.float64]
     floor_log: NDArray[np.float64]
+    floor_y: NDArray[np.float64]
+    floor_x: NDArray[np.float64]
     independent: float
 
     @property
@@ -139,9 +147,13 @@ class Spectrum:
         value = self.power[np.where(inside, iy, 0) % n, np.where(inside, ix, 0)]
         return np.where(inside, value, np.float32(0))
 
-    def floor(self, f: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Noise floor at radial frequencies [cycles/px]."""
-        return np.exp(np.interp(f, self.floor_f, self.floor_log))
+    def floor(self, g: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Noise floor at frequencies (N, 2) [cycles/px]."""
+        fy, fx = np.abs(g).T
+        log = np.interp(np.hypot(fy, fx), self.floor_f, self.floor_log)
+        log += np.interp(fy * self.grid[0], np.arange(len(self.floor_y)), self.floor_y)
+        log += np.interp(fx * self.grid[1], np.arange(len(self.floor_x)), self.floor_x)
+        return np.exp(log)
 
     def at(self, g: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Whitened power and its gradient at any frequency.
@@ -171,7 +183,7 @@ class Spectrum:
         value = np.einsum("knw,nw->kn", plain, ex64)
         dy = -2j * np.pi * np.einsum("knw,nw->kn", slope, ex64)
         dx = -2j * np.pi * np.einsum("knw,nw->kn", plain, (ex * x).astype(np.complex64))
-        scale = 1.0 / (k * self.floor(np.hypot(g[:, 0], g[:, 1])))
+        scale = 1.0 / (k * self.floor(g))
         power = scale * (np.abs(value) ** 2).sum(axis=0)
         gradient = 2 * scale[:, None] * np.stack(
             [(value.conj() * d).real.sum(axis=0) for d in (dy, dx)], axis=1)
@@ -207,7 +219,20 @@ def spectrum(flat: NDArray[np.float32], *, tile_px: float, most_tiles: int = 4) 
     floor = np.array([np.partition(flat_power[a:b], k)[k] for (a, b), k in zip(spans, ranks)]) / expected
     floor_log = np.log(np.maximum(floor, max(_FLOOR_RANGE * float(floor.max()), 1e-30)))
     whitened = power * np.exp(-np.interp(radius, centers, floor_log)).astype(np.float32)
-    return Spectrum(tiles, whitened, (n, m), centers, floor_log, independent)
+    floor_x = _excess_log(whitened, expected)
+    whitened *= np.exp(-floor_x).astype(np.float32)
+    # Rows of opposite frequency share a floor.
+    folded = np.concatenate((whitened[: n // 2 + 1], whitened[(-np.arange(n // 2 + 1)) % n]), axis=1)
+    floor_y = _excess_log(folded.T, expected)
+    whitened *= np.exp(-floor_y[np.minimum(np.arange(n), n - np.arange(n))]).astype(np.float32)[:, None]
+    return Spectrum(tiles, whitened, (n, m), centers, floor_log, floor_y, floor_x, independent)
+
+
+def _excess_log(whitened: NDArray[np.float32], expected: float) -> NDArray[np.float64]:
+    """Logarithm of the noise in each column relative to the mean; spots are too few to matter in a column."""
+    rank = int(_FLOOR_QUANTILE * len(whitened))
+    level = np.partition(whitened, rank, axis=0)[rank].astype(np.float64) / expected
+    return uniform_filter1d(np.log(np.clip(level, *_DIRECTION_RANGE)), 3, mode="nearest")
 
 
 def _cuts(length: int, wanted: float, most: int) -> tuple[list[int], int]:
