@@ -220,11 +220,13 @@ class Tracker:
         known = [self._target(t, specimen.drift_nm, size) for t in tracks]
         chemistry = chemistry_costs(known, foreign, [s.names for s in found])
         recomposed = recomposition(known, foreign)
+        # No assignment costs less than this, wherever the defects are.
+        least = float(np.minimum(chemistry.min(axis=1), 0.0).sum()) if chemistry.size else 0.0
         best: tuple[float, Any] | None = None
         reach = 0.35
         for drift, cell in specimen.candidates(lattice, centre, reach_nm=reach, given_nm=expected, steps=steps):
             prior = specimen.cost(drift, given_nm=expected, given_sigma_nm=sigma, steps=steps, alone=alone)
-            if best is not None and prior - 1.2 * len(found) > best[0]:
+            if best is not None and prior + least > best[0]:
                 continue
             positions = specimen.to_specimen(yx, lattice, drift, cell)
             targets = [self._target(t, drift, size) for t in tracks]

@@ -135,9 +135,9 @@ def _draw_positions(axes: Axes, tracks: Tracks, ids: NDArray[np.int64], clock: _
         axes.plot(when, yx[:, 1], "-", color=color, linewidth=1.0)
         axes.plot(when, yx[:, 0], "--", color=color, linewidth=1.0)
         handles.append(Line2D([], [], color=color, label=f"#{track_id}"))
-    handles += [
-        Line2D([], [], color="#000000", label=n, **{"linestyle": s}) for s, n in (("-", "x"), ("--", "y")) if handles
-    ]
+    for line, name in (("solid", "x"), ("dashed", "y")):
+        style: dict[str, Any] = {"linestyle": line, "color": "#000000", "label": name}
+        handles += [Line2D([], [], **style)] if handles else []
     axes.set_ylabel("position on the\nlattice [pm]", fontsize=8)
     _legend(axes, handles)
 

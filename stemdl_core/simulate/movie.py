@@ -207,9 +207,7 @@ class SimulatedMovie:
 
     def drift_table(self) -> pd.DataFrame:
         """Truth as in ``drift.csv``."""
-        return pd.DataFrame(
-            {"frame": np.arange(len(self)), "y_nm": self.drift_nm[:, 0], "x_nm": self.drift_nm[:, 1]}
-        )
+        return pd.DataFrame({"frame": np.arange(len(self)), "y_nm": self.drift_nm[:, 0], "x_nm": self.drift_nm[:, 1]})
 
 
 def moved(specimen: Specimen, by_nm: NDArray[np.float64]) -> Specimen:
@@ -253,9 +251,7 @@ def _drawn(
             value = (
                 0.0
                 if badness is None
-                else badness(
-                    add_defect(base, kind, (float(at[0]), float(at[1])), rng=np.random.default_rng(seed))
-                )
+                else badness(add_defect(base, kind, (float(at[0]), float(at[1])), rng=np.random.default_rng(seed)))
             )
         except StemdlError:
             continue
@@ -268,6 +264,11 @@ def _drawn(
 
 def _at(specimen: Specimen) -> NDArray[np.float64]:
     return position(specimen, len(specimen.defects) - 1)
+
+
+def _beside(place: NDArray[np.float64]) -> Callable[[Specimen], float]:
+    """How far the newest defect is from a place [nm]."""
+    return lambda specimen: float(np.linalg.norm(_at(specimen) - place))
 
 
 def _neighbours(base: Specimen, at: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -289,12 +290,7 @@ def _changes(frames: int, rate: float, rng: np.random.Generator) -> list[int]:
 def _switching(base: Specimen, frames: int, rate: float, rng: np.random.Generator) -> Any:
     home = _site(base, np.asarray(base.shape_nm) / 2)
     three = _drawn(base, 1, "Si-C3", home)
-    fours = [
-        _drawn(
-            base, 1, "Si-C4", (home + n) / 2, lambda s, m=(home + n) / 2: float(np.linalg.norm(_at(s) - m))
-        )
-        for n in _neighbours(base, home)
-    ]
+    fours = [_drawn(base, 1, "Si-C4", (home + n) / 2, _beside((home + n) / 2)) for n in _neighbours(base, home)]
     states, events, now = [], [], three
     times = set(_changes(frames, rate, rng))
     for t in range(frames):
@@ -366,9 +362,7 @@ def _dimer(base: Specimen, frames: int, rate: float, rng: np.random.Generator) -
         if t in times and t - last > 2:
             merged, last = not merged, t
             names = ("Si-C3 + Si-C3", "Si2C5")
-            events.append(
-                TrueEvent(t, "merge" if merged else "split", (1, 2), *(names if merged else names[::-1]))
-            )
+            events.append(TrueEvent(t, "merge" if merged else "split", (1, 2), *(names if merged else names[::-1])))
         states.append((pair,) if merged else (stays, comes))
     return states, events
 
@@ -433,16 +427,13 @@ def simulate_movie(
     if scenario not in SCENARIOS:
         raise StemdlError(f"unknown scenario {scenario!r}: choose one of {', '.join(SCENARIOS)}")
     if frames < 1 or not 0 <= rate <= 1:
-        raise StemdlError(
-            f"a movie needs at least one frame (not {frames}) and a rate between 0 and 1 (not {rate})"
-        )
+        raise StemdlError(f"a movie needs at least one frame (not {frames}) and a rate between 0 and 1 (not {rate})")
     base = graphene(fov_nm=taken.fov_nm, rotation_deg=taken.rotation_deg)
     states, events = SCENARIOS[scenario](base, frames, rate, rng)
     alone = [
         i
         for i, e in enumerate(events)
-        if e.kind in ("switch", "hop", "rotation")
-        and all(abs(e.frame - o.frame) > 1 for o in events if o is not e)
+        if e.kind in ("switch", "hop", "rotation") and all(abs(e.frame - o.frame) > 1 for o in events if o is not e)
     ]
     for i in rng.permutation(alone)[:half_way].tolist():
         events[i] = replace(events[i], half=True)
