@@ -27,6 +27,7 @@ from .lattice_search import (
     NOMINAL_BAND,
     QUALITY_THRESHOLD,
     Candidate,
+    has_better_alias,
     resolve_alias,
     search,
     structure_factors,
@@ -138,7 +139,7 @@ def fit_lattice(image: NDArray[np.float32], *, material: Material,
     Returns
     -------
     LatticeFit or None
-        None where no lattice stands out of the noise.
+        None where no lattice stands out of the noise, or only one that contradicts the nominal pixel size.
     """
     image = np.asarray(image, dtype=np.float32)
     if nominal_pixel_size_nm is None:
@@ -149,6 +150,8 @@ def fit_lattice(image: NDArray[np.float32], *, material: Material,
     found = search(image, material, [nominal_pixel_size_nm])
     if found is None or found.quality < QUALITY_THRESHOLD:
         return None
+    if has_better_alias(found):
+        return None  # {11} spots, say, that would be {10} spots if the nominal pixel size were right
     return _describe(found)
 
 

@@ -45,6 +45,8 @@ _TILE_CELLS = 20.0
 #: Probe sizes allowed for in the fall-off of the spots [nm], and powers of a {10} spot relative to the noise.
 _PROBE_SIGMA_NM = np.array([0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.085])
 _AMPLITUDES = np.geomspace(0.3, 3e6, 34)
+#: Log-likelihood by which a super- or sublattice must be better to be called so without refinement.
+_ALIAS_MARGIN = 10.0
 #: A trial lattice whose likelihood ratio is below this after three steps is given up.
 _HOPELESS = 6.0
 
@@ -399,14 +401,30 @@ def refine(view: _View, start: NDArray[np.float64], *, rounds: int = 9) -> Candi
     return best
 
 
-def resolve_alias(best: Candidate) -> Candidate:
-    """Compare a lattice with its super- and sublattices on the same spectrum."""
+def _aliases(best: Candidate) -> list[NDArray[np.float64]]:
+    """Super- and sublattices of a lattice that its own spots could belong to."""
     log_u, theta, e1, e2 = best.parameters
-    for factor, turn in ((math.sqrt(3), np.pi / 6), (1 / math.sqrt(3), np.pi / 6), (2.0, 0.0), (0.5, 0.0)):
-        if math.exp(log_u) * factor > 0.45:
-            continue
-        start = np.array([log_u + math.log(factor), (theta + turn) % (np.pi / 3), e1, e2])
+    relations = ((math.sqrt(3), np.pi / 6), (1 / math.sqrt(3), np.pi / 6), (2.0, 0.0), (0.5, 0.0))
+    return [np.array([log_u + math.log(factor), (theta + turn) % (np.pi / 3), e1, e2])
+            for factor, turn in relations if math.exp(log_u) * factor < 0.45]
+
+
+def resolve_alias(best: Candidate) -> Candidate:
+    """The most likely of a lattice and its super- and sublattices."""
+    for start in _aliases(best):
         other = refine(best.view, start, rounds=3)
         if other.llr > best.llr:
             best = other
     return best
+
+
+def has_better_alias(found: Candidate) -> bool:
+    """Whether a super- or sublattice is clearly more likely, as far as the spectrum's grid can tell."""
+    spec = found.view.spectrum
+    for parameters in _aliases(found):
+        g, _ = vectors(parameters)
+        power = spec.look_up(g[:, 0], g[:, 1]).astype(np.float64)
+        other = _likelihood(power, np.hypot(g[:, 0], g[:, 1]), found.view.material, spec.independent)
+        if other.llr > found.llr + _ALIAS_MARGIN:
+            return True
+    return False

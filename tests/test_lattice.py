@@ -169,6 +169,14 @@ def test_check_scale_decides(rng):
         check_scale(image, GRAPHENE, PixelSize.from_fov(20.0, 256))
 
 
+@pytest.mark.parametrize("factor", [3**0.5, 3**-0.5, 2.0])
+@pytest.mark.parametrize("material", ["graphene", "MoS2"])
+def test_spots_of_another_order_are_not_taken_for_the_first(rng, material, factor):
+    image, _, _ = draw(rng, material=material, shape=(256, 256), pixel_nm=0.012, dose=100, probe_nm=0.035)
+    with pytest.raises(CalibrationError, match="contradicts"):
+        check_scale(image, get_material(material), PixelSize(0.012 * factor))
+
+
 def test_check_scale_without_a_lattice(rng):
     image = rng.poisson(5.0, (128, 128)).astype(np.float32)
     size, fit, warnings = check_scale(image, GRAPHENE, PixelSize(0.02))
