@@ -8,6 +8,7 @@ centre and no triangle, but nothing moved.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from .observations import Observation, foreign_atoms
 
 #: Middles of the bonds, in lattice vectors from the centre of a hexagon: where a four-fold dopant sits.
 _BONDS = np.array([[0.5, 0.5], [0.5, 0.0], [0.0, 0.5]])
+#: Beginning of the names of one foreign atom with so many bonds.
+_STEM = re.compile(r"^([A-Z][a-z]?-[A-Z][a-z]?)\d")
 #: Rows on either side that a change is judged by.
 _JUDGED = 5
 
@@ -86,7 +89,8 @@ def name_evidence(
     rest = 0.5 * max(1.0 - sum(row.seen.names.values()), 0.0)
     single = {n for n in (*row.seen.names, *others) if _one_foreign(n, material)}
     if material.kind == "honeycomb":
-        single |= {n[:-1] + number for n in single for number in "34"}
+        stems = {m.group(1) for m in map(_STEM.match, (*row.seen.names, *others)) if m is not None}
+        single |= {f"{stem}{number}" for stem in stems for number in "34" if _one_foreign(f"{stem}{number}", material)}
     place: dict[str, float] = {}
     if lattice is not None and material.kind == "honeycomb" and row.seen.atoms and single:
         # Two foreign atoms where one is: a reading whose centre is less to be trusted, too.

@@ -150,7 +150,7 @@ def link(
     targets: Sequence[Target],
     yx_nm: NDArray[np.float64],
     chemistry: NDArray[np.float64],
-    recomposed: NDArray[np.bool_],
+    foreign: Sequence[Mapping[str, int]],
     birth: NDArray[np.float64],
     settings: TrackSettings,
 ) -> Linked:
@@ -163,8 +163,8 @@ def link(
         Positions of the detections in the specimen's frame [nm].
     chemistry : (T, D) float64
         From `chemistry_costs`.
-    recomposed : (T, D) bool
-        From `recomposition`.
+    foreign : sequence of D mappings
+        Foreign atoms of the detections by element.
     birth : (D,) float64
         Cost of a detection that belongs to no track.
     settings : TrackSettings
@@ -182,10 +182,8 @@ def link(
     distance = np.linalg.norm(where[:, None] - yx_nm[None], axis=-1)
     cost = position_cost(distance, sigma_nm=settings.position_sigma_nm, missed=missed)
     # An atom more or less moves the centre: such a step says nothing about rest.
-    cost = np.where(recomposed, distance / 0.2, cost) + chemistry
-    limit = np.array(
-        [[min(settings.search_range_nm, 0.12) if t.away else settings.search_range_nm] for t in targets]
-    )
+    cost = np.where(recomposition(targets, foreign), distance / 0.2, cost) + chemistry
+    limit = np.array([[min(settings.search_range_nm, 0.12) if t.away else settings.search_range_nm] for t in targets])
     cost[distance > limit] = _FORBIDDEN
     table = np.full((count + found, count + found), _FORBIDDEN)
     table[:count, :found] = np.minimum(cost, _FORBIDDEN)
@@ -194,7 +192,38 @@ def link(
     table[count:, found:] = 0.0
     rows, columns = linear_sum_assignment(table)
     pairs = tuple((int(r), int(c)) for r, c in zip(rows, columns) if r < count and c < found)
-    return Linked(pairs, float(table[rows, columns].sum()))
+    total = float(table[rows, columns].sum())
+    return Linked(pairs, total - _explained(targets, foreign, pairs, distance, lose, birth, settings))
+
+
+def _explained(
+    targets: Sequence[Target],
+    foreign: Sequence[Mapping[str, int]],
+    pairs: Sequence[tuple[int, int]],
+    distance: NDArray[np.float64],
+    lose: NDArray[np.float64],
+    birth: NDArray[np.float64],
+    settings: TrackSettings,
+) -> float:
+    """What merges and splits save: atoms that vanish into, or come out of, a cluster are neither lost nor born."""
+    saved = 0.0
+    lost = set(range(len(targets))) - {i for i, _ in pairs}
+    new = set(range(len(foreign))) - {j for _, j in pairs}
+    for i, j in pairs:
+        more = sum(foreign[j].values()) - sum(targets[i].foreign.values())
+        if more > 0:
+            near = [k for k in lost if sum(targets[k].foreign.values()) == more and not targets[k].away]
+            near = [k for k in near if distance[k, j] < settings.merge_range_nm]
+            if near:
+                lost -= {near[0]}
+                saved += max(float(lose[near[0]]) - 0.5, 0.0)
+        elif more < 0:
+            near = [k for k in new if sum(foreign[k].values()) == -more]
+            near = [k for k in near if distance[i, k] < settings.merge_range_nm]
+            if near:
+                new -= {near[0]}
+                saved += max(float(birth[near[0]]) - 0.5, 0.0)
+    return saved
 
 
 def _lose_cost(target: Target) -> float:

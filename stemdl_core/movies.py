@@ -77,7 +77,7 @@ class MovieTracker:
             fault = known
         elif fault is None:
             try:
-                analysis = self.analyze(frame) if known is None else known
+                analysis = known if isinstance(known, FrameAnalysis) else self.analyze(frame)
             except StemdlError as error:
                 fault = str(error)
         if analysis is None:
@@ -333,12 +333,12 @@ def _nan(value: float | None) -> float:
 
 def _analysis(record: dict[str, Any]) -> FrameAnalysis:
     image, sites, bonds = record["image"], record["sites"], record["bonds"]
-    distortion = tuple(tuple(map(float, row)) for row in image.get("distortion", ((1.0, 0.0), (0.0, 1.0))))
+    (a, b), (c, d) = image.get("distortion", ((1.0, 0.0), (0.0, 1.0)))
     pixel = PixelSize(
         float(image["pixel_size_nm"]),
         image["pixel_size_source"],
         image.get("nominal_pixel_size_nm"),
-        distortion,
+        ((float(a), float(b)), (float(c), float(d))),
     )  # type: ignore[arg-type]
     table = Sites.from_columns(
         y_px=[s["y_px"] for s in sites],
@@ -350,7 +350,7 @@ def _analysis(record: dict[str, Any]) -> FrameAnalysis:
         intensity_sigma=[_nan(s.get("intensity_sigma")) for s in sites],
         edge=[s["edge"] for s in sites],
     )
-    columns = [[b[k] for b in bonds] for k in ("a", "b", "length_pm")]
+    columns = [np.array([bond[k] for bond in bonds]) for k in ("a", "b", "length_pm")]
     defects = tuple(
         Defect(
             d["id"],
@@ -373,7 +373,7 @@ def _analysis(record: dict[str, Any]) -> FrameAnalysis:
         tuple(image["shape"]),
         pixel,
         table,
-        Bonds(*map(np.asarray, columns), np.array([_nan(b["sigma_pm"]) for b in bonds])),
+        Bonds(columns[0], columns[1], columns[2], np.array([_nan(b["sigma_pm"]) for b in bonds])),
         Defects(defects),
         {int(k): int(v) for k, v in record["rings"].items()},
         record.get("frame", 0),

@@ -192,6 +192,10 @@ class Roster:
                 self.events.append(
                     Event(self.now.frame, "birth", (track.id,), "", seen.name, self.now.time_s, where="border")
                 )
+        if track.taken_by is not None:
+            # Seen again after a few frames: it has left the cluster, whose atoms will be counted anew.
+            track.taken_by.absorbed = [t for t in track.taken_by.absorbed if t is not track]
+            track.taken_by = None
         if track.missed and self.now.good - track.last > 1:
             track.returned.append(self.now.good)
         row = Row(track.history.count, self.now.frame, self.now.time_s, seen, yx_nm)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .analysis import FrameAnalysis
 from .errors import StemdlError
 from .hostframe import SpecimenFrame, host_lattice
-from .linking import Linked, Target, TrackSettings, birth_costs, chemistry_costs, link, recomposition
+from .linking import Linked, Target, TrackSettings, birth_costs, chemistry_costs, link
 from .materials import Material, get_material
 from .observations import Observation, observe
 from .roster import COLUMNS, LiveTrack, Moment, Roster
@@ -219,9 +219,8 @@ class Tracker:
         # What the tracks are does not depend on where they are.
         known = [self._target(t, specimen.drift_nm, size) for t in tracks]
         chemistry = chemistry_costs(known, foreign, [s.names for s in found])
-        recomposed = recomposition(known, foreign)
         # No assignment costs less than this, wherever the defects are.
-        least = float(np.minimum(chemistry.min(axis=1), 0.0).sum()) if chemistry.size else 0.0
+        least = float(np.minimum(chemistry.min(axis=1), 0.0).sum()) - 5.0 if chemistry.size else 0.0
         best: tuple[float, Any] | None = None
         reach = 0.35
         for drift, cell in specimen.candidates(lattice, centre, reach_nm=reach, given_nm=expected, steps=steps):
@@ -230,7 +229,7 @@ class Tracker:
                 continue
             positions = specimen.to_specimen(yx, lattice, drift, cell)
             targets = [self._target(t, drift, size) for t in tracks]
-            linked = link(targets, positions, chemistry, recomposed, births, settings)
+            linked = link(targets, positions, chemistry, foreign, births, settings)
             total = prior + linked.cost
             if best is None or total < best[0]:
                 best = (total, (drift, positions, linked))
