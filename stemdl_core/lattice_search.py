@@ -419,12 +419,12 @@ def resolve_alias(best: Candidate) -> Candidate:
 
 
 def has_better_alias(found: Candidate) -> bool:
-    """Whether a super- or sublattice is clearly more likely, as far as the spectrum's grid can tell."""
+    """Whether a super- or sublattice is clearly more likely, all of them on the grid of the spectrum."""
     spec = found.view.spectrum
-    for parameters in _aliases(found):
+    scores = []
+    for parameters in [found.parameters, *_aliases(found)]:
         g, _ = vectors(parameters)
         power = spec.look_up(g[:, 0], g[:, 1]).astype(np.float64)
-        other = _likelihood(power, np.hypot(g[:, 0], g[:, 1]), found.view.material, spec.independent)
-        if other.llr > found.llr + _ALIAS_MARGIN:
-            return True
-    return False
+        frequency = np.hypot(g[:, 0], g[:, 1])
+        scores.append(_likelihood(power, frequency, found.view.material, spec.independent).llr)
+    return max(scores[1:], default=-math.inf) > scores[0] + _ALIAS_MARGIN
