@@ -122,6 +122,8 @@ def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> De
         refined = refine_sites(mended.image, start[:, 0], start[:, 1], pixel_size_nm=pixel_size.nm,
                                groups=dopant_class.astype(int), valid=usable)
     sites = _make_sites(card, peaks, keep, refined, material, dopant)
+    # Columns at the border may be fitted to where no pixel is.
+    sites = sites.select(((sites.yx_px >= -0.5) & (sites.yx_px <= np.asarray(shape) - 0.5)).all(axis=1))
     border = 1e-3 * material.longest_bond_pm(material.species[0], material.species[-1]) / pixel_size.nm
     factor = small[0] / shape[0]
     edge = near_border(sites.yx_px, shape, border, mask, factor)

@@ -19,6 +19,9 @@ from .work import Work
 #: below that of the counts in three.
 _TOLERANCES = (0.1, 0.05, 0.02)
 
+#: Residual variance over the expected one above which the noise is taken to be shared between pixels.
+CORRELATED = 3.0
+
 
 def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, *, pixel_size_nm: float,
                  groups: ArrayLike | None = None, sigma_probe_nm: float | None = None,
@@ -66,11 +69,19 @@ def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, 
         labels = np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
     if not len(y0):
         return unrefined(y0, x0, prior_sigma_pm)
-    work = Work(image, usable, y0, x0, pixel_pm=1e3 * pixel_size_nm,
-                 sigma_pm=None if sigma_probe_nm is None else 1e3 * sigma_probe_nm)
-    if work.state is None:
-        return unrefined(y0, x0, prior_sigma_pm)
-    return _refine(work, labels, prior_sigma_pm, longest_step_pm)
+    def fitted(noise_factor: float) -> Refined:
+        work = Work(image, usable, y0, x0, pixel_pm=1e3 * pixel_size_nm, noise_factor=noise_factor,
+                    sigma_pm=None if sigma_probe_nm is None else 1e3 * sigma_probe_nm)
+        if work.state is None:
+            return unrefined(y0, x0, prior_sigma_pm)
+        return _refine(work, labels, prior_sigma_pm, longest_step_pm)
+
+    refined = fitted(1.0)
+    # Smoothed, enlarged or slowly detected images share their noise between pixels. What a pixel alone shows of it is
+    # far too little: the fit would follow the noise, away from good start positions. Once more with what was seen.
+    if refined.imaging is not None and refined.imaging.misfit > CORRELATED:
+        refined = fitted(refined.imaging.misfit)
+    return refined
 
 
 def _check(image: NDArray[np.floating], y: Array, x: Array, pixel_size_nm: float, groups: ArrayLike | None,
@@ -112,7 +123,9 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
             state, picture, _ = fit.scale_step(state, picture, weight)
             prior.mean[:, 0] *= state.height[0] / reference
             mean = fit.mean(state, picture)
-            noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise)
+            factor = work.noise_factor
+            noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise.times(1 / factor))
+            noise = noise.times(factor)
             state = replace(state, noise=noise)
         state, normal = fit.column_step(state, picture, prior, longest=longest, tolerance=_TOLERANCES[turn],
                                         weight=None if turn else work.first_weight)

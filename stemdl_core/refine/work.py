@@ -25,8 +25,9 @@ class Work:
     """Working pixels of the frame, a window of it for what all columns share, and a first state."""
 
     def __init__(self, image: NDArray[np.floating], usable: NDArray[np.bool_], y_px: Array, x_px: Array, *,
-                 pixel_pm: float, sigma_pm: float | None) -> None:
+                 pixel_pm: float, sigma_pm: float | None, noise_factor: float = 1.0) -> None:
         self.state: State | None = None
+        self.noise_factor = noise_factor
         trials = TRIAL_SIGMA_PM if sigma_pm is None else tuple(f * sigma_pm for f in (0.72, 1.0, 1.4))
         guess = 45.0 if sigma_pm is None else sigma_pm
         for _ in range(2):
@@ -56,6 +57,7 @@ class Work:
             if mended is grid:
                 break
             grid = mended
+        noise = noise.times(self.noise_factor)
         # Weights from the image itself: the first model is too poor to say where the counts are.
         weight = grid.usable / noise.variance(smooth)
         self.first_weight = np.minimum(weight, 4 * weight[grid.usable > 0].mean())
