@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from .io import read_frame, read_sequence
     from .pipeline import analyze_frame, analyze_sequence
     from .sites import Sites
-    from .track import Tracker, Tracks, track
+    from .tracking import Tracker, Tracks, track
     from .weights import Model, ModelCard, list_models, load_model
 
 _HOME = {
     "Bonds": "analysis", "Defect": "analysis", "Defects": "analysis", "FrameAnalysis": "analysis",
     "PixelSize": "calibration", "StemdlError": "errors", "Frame": "frames", "FrameSequence": "frames",
     "read_frame": "io", "read_sequence": "io", "analyze_frame": "pipeline", "analyze_sequence": "pipeline",
-    "Sites": "sites", "Tracker": "track", "Tracks": "track", "track": "track",
+    "Sites": "sites", "Tracker": "tracking", "Tracks": "tracking", "track": "tracking",
     "Model": "weights", "ModelCard": "weights", "list_models": "weights", "load_model": "weights",
 }
 

@@ -27,7 +27,7 @@ from .lattice import fit_lattice
 from .linking import TrackSettings
 from .materials import get_material
 from .sites import Sites
-from .track import Tracker, Update
+from .tracking import Tracker, Update
 from .writers import strict_json
 
 #: A movie of which so many frames at the beginning cannot be used is not followed further.

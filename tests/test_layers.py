@@ -66,7 +66,7 @@ STAGES = (
         "targets",
         "preprocess",
     ),
-    *("simulate", "network", "weights", "infer", "refine", "peaks", "lattice", "graph", "defects", "track"),
+    *("simulate", "network", "weights", "infer", "refine", "peaks", "lattice", "graph", "defects", "tracking"),
     *("figures", "pipeline", "results", "cli"),
 )
 
@@ -129,3 +129,15 @@ def test_importing_the_package_is_cheap():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CORE.parent
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_public_names_stay_what_they_are_after_modules_are_loaded():
+    """A module of the same name as a public function would replace it as soon as it is imported."""
+    import importlib
+
+    import stemdl_core
+
+    for name, home in stemdl_core._HOME.items():
+        module = importlib.import_module(f"stemdl_core.{home}")
+        assert getattr(stemdl_core, name) is getattr(module, name)
+    assert callable(stemdl_core.track)

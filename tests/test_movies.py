@@ -25,7 +25,7 @@ from stemdl_core.movies import (
 )
 from stemdl_core.simulate.degrade import Detector
 from stemdl_core.simulate.movie import SCENARIOS, MovieConditions, simulate_movie
-from stemdl_core.track import track
+from stemdl_core.tracking import track
 from stemdl_core.writers import strict_json
 
 

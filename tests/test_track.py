@@ -12,7 +12,7 @@ from synthetic_movies import Movie, Thing, events_match, site, smooth_drift
 from stemdl_core.analysis import Bonds, Defects
 from stemdl_core.errors import StemdlError
 from stemdl_core.sites import Sites
-from stemdl_core.track import Tracker, track
+from stemdl_core.tracking import Tracker, track
 from stemdl_core.trajectories import TRAJECTORY_COLUMNS, Tracks
 
 

@@ -133,7 +133,7 @@ class MovieRun:
 
     def __follow(self) -> Results | None:
         from stemdl_core.errors import StemdlError
-        from stemdl_core.track import Tracker
+        from stemdl_core.tracking import Tracker
 
         tracker = Tracker()
         faults, total, first_fault, picture = 0, self.progress.total, "", None
