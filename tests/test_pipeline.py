@@ -12,9 +12,11 @@ import pytest
 from stemdl_core import Frame, FrameSequence, PixelSize, analyze_frame, analyze_sequence, load_model
 from stemdl_core.errors import CalibrationError, ModelError, StemdlError
 from stemdl_core.evaluate import compare_sites
+from stemdl_core.materials import get_material
 from stemdl_core.simulate.dataset import Conditions, simulate_frame
 from stemdl_core.simulate.degrade import Detector
-from stemdl_core.simulate.structures import add_defect, graphene
+from stemdl_core.simulate.structures import add_defect, graphene, mx2
+from stemdl_core.tuning import network_positions
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +180,20 @@ def test_frames_are_checked_before_anything_is_done():
     with pytest.raises(StemdlError, match="too large"):
         Frame(huge)
     assert replace(Frame(np.eye(20)), index=3).index == 3
+
+
+def test_the_graphene_network_finds_the_columns_of_another_material(model, rng):
+    """The paper's figure 2d-f: a network that learned a honeycomb of one element, applied to MoSe2."""
+    bond_ratio = 0.142 / get_material("MoSe2").bond_nm
+    hits = total = 0
+    for rotation in (5.0, 17.0, 29.0):
+        specimen = mx2(material="MoSe2", fov_nm=3.0, rotation_deg=rotation)
+        simulated = simulate_frame(specimen, Conditions(pixel_nm=0.0117, detector=Detector(200.0)), rng)
+        # Bonds take as many pixels as they have in graphene: the network knows pixels, not nanometres.
+        found, _ = network_positions(model, simulated.frame, 0.0117 * bond_ratio,
+                                     lowest=model.card.thresholds["site"])
+        result = compare_sites(found, simulated.sites.yx_px, counted=simulated.visible,
+                               undefined=simulated.hidden == 2, within_px=0.05 / 0.0117, border_px=0.1 / 0.0117)
+        hits, total = hits + result.counts.hits, total + result.counts.hits + result.counts.missed
+    assert total >= 400
+    assert hits / total >= 0.9
