@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,8 +27,9 @@ from stemdl_core.sites import Sites
 from stemdl_core.weights import ModelCard, save_model
 
 FILES = {"analysis.json", "sites.csv", "defects.csv", "structure.xyz", "overlay.png"}
-TRACK_FILES = {"analysis.jsonl", "trajectories.csv", "events.csv", "drift.csv", "overlay.gif", "timeline.png"}
-COMMANDS = ("annotate", "track", "simulate", "train", "models", "bench", "demo")
+TRACK_FILES = {"analysis.jsonl", "trajectories.csv", "events.csv", "drift.csv", "overlay.gif", "timeline.png",
+               "statistics.json"}
+COMMANDS = ("annotate", "track", "simulate", "train", "models", "bench", "demo", "swift")
 
 
 @pytest.fixture
@@ -88,7 +90,9 @@ def fake_analysis(
 def fake(monkeypatch) -> None:
     """Analyses at once, without a network."""
     monkeypatch.setattr("stemdl_core.pipeline.analyze_frame", fake_analysis)
-    monkeypatch.setattr("stemdl_core.weights.load_model", lambda name, *, device="cpu": None)
+    card = ModelCard("fake", ("graphene",), "unet", (2, 4), ("background", "lattice"), 0.02, 0.03)
+    monkeypatch.setattr("stemdl_core.weights.load_model",
+                        lambda name, *, device="cpu": SimpleNamespace(card=card, name="fake"))
 
 
 @pytest.fixture
