@@ -77,6 +77,7 @@ setup(
         "pillow>=10",
         "ase>=3.23",
         "rosettasciio>=0.6",
+        "threadpoolctl>=3.2",
         "tifffile>=2023.8",
         "h5py>=3.10",
         "safetensors>=0.4.2",

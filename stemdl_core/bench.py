@@ -26,6 +26,7 @@ from .preprocess import mend, model_shape, resample, standardise
 from .simulate.dataset import Conditions, SimulatedFrame, simulate_frame, training_pair
 from .simulate.structures import random_specimen
 from .targets import IGNORE
+from .threads import one_blas_thread
 from .tuning import TOLERANCE_NM, network_positions, simulated_frames
 from .weights import WEIGHTS_NAME, Model, load_model, load_network, model_folder
 
@@ -223,7 +224,8 @@ def speed(name: str, *, repeat: int = 7, progress: Progress | None = None) -> pd
     }
     rows = []
     for k, (step, run) in enumerate(steps.items()):
-        rows.append({"step": step, "median_ms": 1e3 * _median_seconds(run, repeat)})
+        with one_blas_thread():
+            rows.append({"step": step, "median_ms": 1e3 * _median_seconds(run, repeat)})
         if progress:
             progress(k + 1)
     table = pd.DataFrame(rows)

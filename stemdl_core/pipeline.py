@@ -23,6 +23,7 @@ from .plausibility import judge
 from .preprocess import from_model_px, mend, model_shape, resample, standardise
 from .refine import Refined, refine_sites
 from .sites import Sites
+from .threads import one_blas_thread
 from .weights import Model, ModelCard
 
 #: A foreign atom heavier than the host is at least this much brighter than the median host column; the network's
@@ -202,6 +203,11 @@ def analyze_frame(frame: Frame, model: Model, *, dopant: str | None = None,
     StemdlError
         Unknown element or material, or a pixel size that is neither given nor to be had from the lattice.
     """
+    with one_blas_thread():
+        return _analyze(frame, model, dopant, material)
+
+
+def _analyze(frame: Frame, model: Model, dopant: str | None, material: str | Material | None) -> FrameAnalysis:
     host = choose_material(model, material)
     foreign = model.card.dopant if dopant is None else dopant
     if foreign:

@@ -12,6 +12,7 @@ import pytest
 from stemdl_core import Frame, FrameSequence, PixelSize, analyze_frame, analyze_sequence, load_model
 from stemdl_core.errors import CalibrationError, ModelError, StemdlError
 from stemdl_core.evaluate import compare_sites
+from stemdl_core.infer import probability_maps
 from stemdl_core.materials import get_material
 from stemdl_core.simulate.dataset import Conditions, simulate_frame
 from stemdl_core.simulate.degrade import Detector
@@ -157,15 +158,21 @@ def test_real_silicon_is_where_people_see_it(model, shared_data):
 
 @pytest.mark.slow
 def test_speed_of_a_frame(model, rng):
-    """512 x 512, 4 nm: stated limit 100 ms on two idle cores; tested with room for a busy machine."""
+    """512 x 512, 4 nm: 80 to 100 ms on two idle cores, six times the network alone, whatever the machine does."""
     simulated = doped(rng, fov_nm=4.0, pixel_nm=4.0 / 512)
-    analyze_frame(simulated.frame, model)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        analyze_frame(simulated.frame, model)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.4
+    small = rng.standard_normal((200, 200)).astype(np.float32)
+
+    def fastest(run, repeat: int = 7) -> float:
+        run()
+        times = []
+        for _ in range(repeat):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    whole = fastest(lambda: analyze_frame(simulated.frame, model))
+    assert whole < 12 * fastest(lambda: probability_maps(model, small))
 
 
 def test_frames_are_checked_before_anything_is_done():
