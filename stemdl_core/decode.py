@@ -12,6 +12,7 @@ G. D. Forney, The Viterbi algorithm, Proc. IEEE 61, 268 (1973).
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class _Other(enum.Enum):
+    """Any state that was never named: a state that is named later may have been there all along."""
+
+    STATE = 0
+
+
+_OTHER = _Other.STATE
 
 
 @dataclass(frozen=True)
@@ -59,12 +69,13 @@ class OnlineViterbi:
     @property
     def states(self) -> tuple:
         """States that are still possible."""
-        return tuple(self._score)
+        return tuple(s for s in self._score if s is not _OTHER)
 
     @property
     def best(self) -> Hashable | None:
         """The most probable state now."""
-        return max(self._score, key=self._score.__getitem__) if self._score else None
+        named = self.states
+        return max(named, key=self._score.__getitem__) if named else None
 
     @property
     def decided_before(self) -> int | None:
@@ -82,8 +93,8 @@ class OnlineViterbi:
         floor : float
             Log-likelihood in states that are not named.
         """
-        states = set(self._score) | set(evidence)
-        fits = {s: evidence.get(s, floor) for s in states}
+        states = {*self._score, *evidence, _OTHER}
+        fits: dict[Hashable, float] = {s: evidence.get(s, floor) for s in states}
         back: dict[Hashable, Hashable] = {}
         if not self._score:
             score = dict(fits)
@@ -91,6 +102,8 @@ class OnlineViterbi:
             score = {}
             for state in states:
                 best, value = state, self._score.get(state, -np.inf)
+                if state not in self._score:
+                    best, value = _OTHER, self._score.get(_OTHER, -np.inf)
                 for other, reached in self._score.items():
                     if other == state:
                         continue
@@ -104,6 +117,7 @@ class OnlineViterbi:
         # States that could not win even by later evidence in their favour for many frames are dropped.
         self._score = {s: v - top for s, v in score.items() if v - top > -60.0}
         self._pending.append((frame, {s: back[s] for s in self._score if s in back}, fits))
+        fits.pop(_OTHER)
         return self._release()
 
     def _release(self) -> list[Decided]:
@@ -135,10 +149,11 @@ class OnlineViterbi:
         return decided
 
     def _path(self) -> list[Hashable]:
-        state = self.best
+        state = name = self.best
         path: list[Hashable] = []
         for _, back, _ in reversed(self._pending):
-            path.append(state)
+            name = name if state is _OTHER else state
+            path.append(name)
             state = back.get(state, state)
         return path[::-1]
 

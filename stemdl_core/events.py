@@ -26,6 +26,8 @@ from .observations import Observation, foreign_atoms
 _BONDS = np.array([[0.5, 0.5], [0.5, 0.0], [0.0, 0.5]])
 #: Beginning of the names of one foreign atom with so many bonds.
 _STEM = re.compile(r"^([A-Z][a-z]?-[A-Z][a-z]?)\d")
+#: A triangle of foreign atoms at most this far from equilateral is whole [deg].
+_EVEN_DEG = 8.0
 #: Rows on either side that a change is judged by.
 _JUDGED = 5
 
@@ -238,7 +240,7 @@ class TrackHistory:
         self._skipped: deque[Row] = deque(maxlen=64)
         self._faint: deque[Row] = deque(maxlen=64)
         self._brightness = float("nan")
-        self._last_switch = -10
+        self._switches: deque[int] = deque(maxlen=64)
         self._changes = self._moves = 0
 
     def _new_position_chain(self) -> _PlaceChain:
@@ -264,6 +266,9 @@ class TrackHistory:
         """Add a row; returns the names decided for the next rows in order, and the changes decided."""
         self.lattice = lattice
         evidence, floor = name_evidence(row, self.material, lattice, self.settings, self._names.states)
+        if row.number == 0:
+            # A reading without a past is contradicted by one change only: it should not weigh as much.
+            evidence, floor = {n: 0.6 * e for n, e in evidence.items()}, 0.6 * floor
         self._open[row.number] = row
         self.count += 1
         self._compare_brightness(row)
@@ -276,6 +281,8 @@ class TrackHistory:
 
     def _compare_brightness(self, row: Row) -> None:
         """Remember readings in which an atom was there for a part of its scan lines only."""
+        if self.name is not None and row.seen.atoms != self.atoms(self.name, row.seen):
+            return  # an atom seen twice is faint both times
         value, usual = row.seen.intensity, self._brightness
         if not np.isfinite(value) or value <= 0:
             return
@@ -341,7 +348,7 @@ class TrackHistory:
         if kind != "switch":
             self.settle_anew()
         else:
-            self._last_switch = row.number
+            self._switches.append(row.number)
         step = row.yx_nm - earlier.yx_nm
         change = Change(
             kind,
@@ -356,7 +363,11 @@ class TrackHistory:
 
     def _locate(self, row: Row, name: str) -> list[Change]:
         seen = row.seen
-        if seen.atoms != self.atoms(name, seen) or (seen.edge and seen.atoms > 1):
+        count = self.atoms(name, seen)
+        if seen.atoms != count or (seen.edge and seen.atoms > 1):
+            # A trimer with one atom seen twice still has its triangle.
+            if (count, seen.atoms) == (3, 4) and seen.deviation_deg < _EVEN_DEG:
+                return self._orient(row)
             self._skipped.append(row)
             return []
         stray = float(np.clip(0.1 * (1.0 - seen.score), 0.002, 0.05))
@@ -364,20 +375,28 @@ class TrackHistory:
             stray = max(stray, 0.05)
         self._position.recent.append(row)
         changes = self._hops(self._position.push(row, row.yx_nm, stray))
-        if seen.atoms >= 2 and seen.fold >= 2 and np.isfinite(seen.angle_deg):
-            if self._angle is None:
-                period, sigma = 360.0 / seen.fold, self.settings.angle_sigma_deg
-                self._angle = _PlaceChain(
-                    places=Places(sigma=sigma, apart=3 * sigma, period=period),
-                    change_cost=self.cost,
-                    span=period,
-                    longest=period,
-                )
-            if abs(self._angle.places.period - 360.0 / seen.fold) < 1e-6:  # type: ignore[operator]
-                doubt = 0.005 if seen.fold == 2 else 0.001 * np.exp(0.4 * max(seen.deviation_deg - 8.0, 0.0))
-                self._angle.recent.append(row)
-                changes += self._turns(self._angle.push(row, np.array([seen.angle_deg]), float(min(doubt, 0.5))))
+        if seen.atoms >= 2:
+            changes += self._orient(row)
         return changes
+
+    def _orient(self, row: Row) -> list[Change]:
+        """Rotations that the orientation of a cluster decides."""
+        seen = row.seen
+        if seen.fold < 2 or not np.isfinite(seen.angle_deg):
+            return []
+        period, sigma = 360.0 / seen.fold, self.settings.angle_sigma_deg
+        if self._angle is None:
+            self._angle = _PlaceChain(
+                places=Places(sigma=sigma, apart=3 * sigma, period=period),
+                change_cost=self.cost,
+                span=period,
+                longest=period,
+            )
+        if self._angle.places.period != period:
+            return []
+        doubt = 0.005 if seen.fold == 2 else 0.001 * np.exp(0.4 * max(seen.deviation_deg - 8.0, 0.0))
+        self._angle.recent.append(row)
+        return self._turns(self._angle.push(row, np.array([seen.angle_deg]), float(min(doubt, 0.5))))
 
     def _between(self, row: Row) -> Row | None:
         """The reading at or just before `row` that shows another number of foreign atoms, or faint ones."""
@@ -392,13 +411,17 @@ class TrackHistory:
 
     def _hops(self, moves: list[Move]) -> list[Change]:
         found, chain = [], self._position
-        limit = self.settings.hop_bonds * self.material.bond_nm
         for row, start, end, mixed in moves:
             centers = chain.places.centers
             if end not in centers or start not in centers or chain.settled is None:
                 continue
-            with_switch = abs(row.number - self._last_switch) <= 1
+            with_switch = sum(abs(row.number - switch) <= 1 for switch in self._switches)
             step = centers[end] - (centers[start] if with_switch else chain.settled)
+            if with_switch:
+                # Every change between three and four bonds moves the atom by half a bond by itself.
+                limit = (0.35 + 0.5 * with_switch) * self.material.bond_nm
+            else:
+                limit = self.settings.hop_bonds * self.material.bond_nm
             if np.linalg.norm(step) > limit:
                 mixed = mixed or self._between(row) or chain.on_the_way(row, centers[end] - step, centers[end])
                 chain.settled = centers[end].copy()

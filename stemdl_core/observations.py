@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -121,9 +122,8 @@ def _geometry(
 ) -> tuple[float, int, float]:
     nan = float("nan")
     if len(foreign) in (3, 4):
-        # The fourth atom of a filled rotor sits in its centre and tells nothing of the orientation.
-        from_center = np.linalg.norm(foreign - foreign.mean(axis=0), axis=1)
-        corners = foreign if len(foreign) == 3 else np.delete(foreign, from_center.argmin(), axis=0)
+        # Of four atoms (the filled rotor, or one seen twice) the most even triangle tells the orientation.
+        corners = min((foreign[list(c)] for c in combinations(range(len(foreign)), 3)), key=triangle_deviation)
         return orientation(corners, 3), 3, triangle_deviation(corners)
     if len(foreign) == 2:
         return orientation(foreign, 2), 2, nan
@@ -172,18 +172,14 @@ def observe(analysis: FrameAnalysis) -> list[Observation]:
         species = sites.species[ids]
         foreign = ids[[_is_foreign(defect, s, material.species) for s in species]] if len(ids) else ids
         hosts = np.setdiff1d(ids, foreign)
-        yx_px = (
-            sites.yx_px[foreign].mean(axis=0) if len(foreign) else np.asarray(defect.center_px, dtype=float)
-        )
+        yx_px = sites.yx_px[foreign].mean(axis=0) if len(foreign) else np.asarray(defect.center_px, dtype=float)
         angle, fold, deviation = _geometry(
             pixel.to_nm(sites.yx_px[foreign]),
             pixel.to_nm(sites.yx_px[hosts]),
             pixel.to_nm(defect.center_px),
             defect.name,
         )
-        border = (
-            min(yx_px[0] + 0.5, height - 0.5 - yx_px[0], yx_px[1] + 0.5, width - 0.5 - yx_px[1]) * pixel.nm
-        )
+        border = min(yx_px[0] + 0.5, height - 0.5 - yx_px[0], yx_px[1] + 0.5, width - 0.5 - yx_px[1]) * pixel.nm
         score = float(sites.score[foreign].mean()) if len(foreign) else float(defect.probability)
         found.append(
             Observation(

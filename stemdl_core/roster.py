@@ -60,6 +60,8 @@ class LiveTrack:
     where_alike: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     before_last: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     apart_at: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    had: int = 0
+    fell: int = -99
     last_border_nm: float = np.inf
     last_frame: int = 0
     lost_at: tuple[int, float | None] | None = None
@@ -147,21 +149,18 @@ class Roster:
             ]
             for other in list(track.absorbed):
                 own = taken[id(track)]
-                match = next(
-                    (
-                        j
-                        for j in near
-                        if dict(found[j].foreign) == other.foreign and found[own].atoms + found[j].atoms == track.atoms
-                    ),
-                    None,
-                )
+                # The other part may be overlooked in the first frames after the split.
+                recently = self.now.good - track.fell <= self.settings.memory_frames
+                whole = {track.atoms, track.had} if recently else {track.atoms}
+                fits = [j for j in near if found[j].foreign == other.foreign]
+                match = next((j for j in fits if found[own].atoms + found[j].atoms in whole), None)
                 if match is None:
                     continue
+                at_once = found[own].atoms + found[match].atoms == track.atoms
                 pair = np.array([positions[own], positions[match]])
                 home = np.array([track.apart_at, other.where])
-                if found[own].foreign == found[match].foreign and np.linalg.norm(pair[::-1] - home) < np.linalg.norm(
-                    pair - home
-                ):
+                alike = at_once and found[own].foreign == found[match].foreign
+                if alike and np.linalg.norm(pair[::-1] - home) < np.linalg.norm(pair - home):
                     taken[id(track)], match = match, own
                     free ^= {match, taken[id(track)]}
                 track.absorbed.remove(other)
@@ -218,6 +217,8 @@ class Roster:
         track.where = track.where + 0.3 * (yx_nm - track.where) if near else yx_nm
         if dict(seen.foreign) != track.foreign:
             track.before_last = track.where_alike
+            if seen.atoms < track.atoms:
+                track.had, track.fell = track.atoms, self.now.good
         track.where_alike = track.where
         track.foreign = dict(seen.foreign)
         track.last, track.missed, track.last_frame = self.now.good, 0, self.now.frame
@@ -410,7 +411,8 @@ class Roster:
                 track.names += names
                 self.report(track, changes)
         for track in list(self.live):
-            enough = 2 if track.atoms else 3
+            # So near the end a loss cannot be told from being overlooked unless it lasts.
+            enough = 3 if track.atoms else 4
             if track.real and track.missed >= enough:
                 self.end(track)
         self.settle(final=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,16 @@ def test_a_wrong_reading_is_ignored_and_a_short_state_with_evidence_is_kept():
         states += [d.state for d in chain.push(t, evidence, floor=-9.0)]
     states += [d.state for d in chain.flush()]
     assert [t for t, s in enumerate(states) if s == "b"] == [15, 16]
+
+
+def test_a_state_named_late_may_have_been_there_all_along():
+    chain = OnlineViterbi(change_cost=6.0)
+    states = [d.state for d in chain.push(0, {"a": -1.0}, floor=-4.0)]
+    for t in range(1, 8):
+        states += [d.state for d in copy.deepcopy(chain).flush()][:0]  # looking ahead changes nothing
+        states += [d.state for d in chain.push(t, {"b": -0.1}, floor=-4.0)]
+    states += [d.state for d in copy.deepcopy(chain).flush()]
+    assert states == ["b"] * 8
 
 
 def test_places_are_found_and_forgotten_and_angles_wrap(rng):
