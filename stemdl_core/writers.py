@@ -8,8 +8,8 @@ import io
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,9 @@ def result_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
                 raise StemdlError(f"{final}: is a file, not a folder: choose another with --out")
             if final.is_dir() and not os.access(final, os.W_OK | os.X_OK):
                 raise PermissionError(13, "Permission denied")
-            temporary = Path(tempfile.mkdtemp(prefix=f".{final.name[:40]}-", dir=final.absolute().parent))
+            # Named before it is made: an interrupt just after must find what to remove.
+            temporary = final.absolute().parent / f".{final.name[:40]}-{secrets.token_hex(6)}"
+            temporary.mkdir(mode=0o700)
         except OSError as error:
             raise StemdlError(f"{final}: cannot be written ({error.strerror or error})") from None
         yield temporary
