@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import breadth_first_order, connected_components
 
+from .columns import two_colour
 from .graph import AtomGraph
 
 #: Part of the host sites away from borders that have all their bonds. A sheet full of defects keeps 0.7; what a
@@ -83,13 +82,8 @@ def sublattice_ratio(graph: AtomGraph) -> float:
     n = len(graph.sites)
     if keep.sum() < 30:
         return 1.0
-    links = coo_matrix((np.ones(keep.sum()), (a[keep], b[keep])), shape=(n, n)).tocsr()
-    label = connected_components(links, directed=False)[1]
-    start = int(np.flatnonzero(label == np.bincount(label).argmax())[0])
-    order, parent = breadth_first_order(links, start, directed=False)
-    colour = np.zeros(n, dtype=int)
-    for k in order[1:]:
-        colour[k] = 1 - colour[parent[k]]
+    colour, part = two_colour(n, np.stack([a[keep], b[keep]], axis=1))
+    order = np.flatnonzero(part == np.bincount(part).argmax())
     intensity, colours = graph.sites.intensity[order], colour[order]
     one, other = (float(np.median(intensity[colours == c])) for c in (0, 1))
     if min(one, other) <= 0:
