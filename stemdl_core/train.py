@@ -62,6 +62,10 @@ class Recipe:
         Weight of rare classes in the loss; 1 for the others.
     seed : int
         Of everything random.
+    kinds : tuple of (str, float)
+        Weights of the kinds of defects in the specimens; empty: those of `random_specimen`.
+    unrelaxed : float
+        Part of the defects whose surroundings are not, or not wholly, relaxed.
     """
 
     name: str
@@ -83,6 +87,8 @@ class Recipe:
     dopant: str = ""
     class_weights: tuple[tuple[str, float], ...] = (("dopant", 4.0), ("vacancy", 2.0))
     seed: int = 12742
+    kinds: tuple[tuple[str, float], ...] = ()
+    unrelaxed: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.filters:
@@ -95,7 +101,12 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the model card."""
-        return asdict(self)
+        data = asdict(self)
+        # Entries that came later are left out where they say nothing, so that older cards hold the same recipe.
+        for name in ("kinds", "unrelaxed"):
+            if not data[name]:
+                del data[name]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Recipe:
@@ -106,8 +117,9 @@ class Recipe:
         values = dict(data)
         for name in ("materials", "classes", "filters"):
             values[name] = tuple(values.get(name, ()))
-        if "class_weights" in values:
-            values["class_weights"] = tuple((str(n), float(w)) for n, w in values["class_weights"])
+        for name in ("class_weights", "kinds"):
+            if name in values:
+                values[name] = tuple((str(n), float(w)) for n, w in values[name])
         if "ranges" in values:
             values["ranges"] = Ranges(**{k: tuple(v) if isinstance(v, list) else v
                                          for k, v in values["ranges"].items()})
@@ -141,7 +153,8 @@ def training_example(recipe: Recipe, index: int) -> tuple[NDArray[np.float32], N
 
     # Mostly the default dopant, sometimes others: its class means 'brighter than the host', not one element.
     dopant = recipe.dopant if not recipe.dopant or rng.random() < 0.85 else str(rng.choice(OTHER_DOPANTS))
-    specimen = random_specimen(material, fov, rng, **({"dopant": dopant} if dopant else {}))
+    specimen = random_specimen(material, fov, rng, kinds=dict(recipe.kinds) or None, dopant=dopant or "Si",
+                               unrelaxed_probability=recipe.unrelaxed)
     simulated = simulate_frame(specimen, conditions, rng, shape=(side, side))
     return training_pair(simulated, classes=recipe.classes, model_pixel_nm=recipe.pixel_size_nm,
                          radius_nm=recipe.radius_nm, vacancy_radius_nm=recipe.vacancy_radius_nm, host=recipe.host)

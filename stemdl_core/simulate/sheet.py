@@ -125,7 +125,7 @@ class Sheet:
         ids = np.concatenate([matched, len(self.yx) + np.arange(len(patch.added))])[patch.members]
         if np.any(ids < 0) or not np.all(np.isfinite(gone_gap)) or not np.all(self.alive[gone]):
             return False
-        shift = spread * patch.shift @ matrix.T
+        shift = (patch.turned + spread * (patch.shift - patch.turned)) @ matrix.T
         self.yx[index[found]] += shift[found]
         self.alive[gone] = False
         center = anchor + spread_points(patch.center, matrix)

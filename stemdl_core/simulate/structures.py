@@ -232,6 +232,7 @@ def random_specimen(
     dopant: str = "Si",
     pristine_probability: float = 0.12,
     boundary_probability: float = 0.05,
+    unrelaxed_probability: float = 0.0,
     margin_nm: float = 0.5,
 ) -> Specimen:
     """A specimen at random orientation with a realistic mixture of defects, far enough apart.
@@ -252,6 +253,9 @@ def random_specimen(
         likely.
     pristine_probability, boundary_probability : float
         How often the field has no defect, and (graphene) a grain boundary.
+    unrelaxed_probability : float
+        How often the host around a defect (graphene) has moved only a random part of the way to its relaxed
+        places, from none to all: structures built by hand, and what the beam has just made.
     margin_nm : float
         Atoms are kept this far outside the field of view [nm].
     """
@@ -278,6 +282,8 @@ def random_specimen(
         for kind in rng.choice(names, size=count, p=chances / chances.sum()).tolist():
             for _ in range(4):
                 spread = rng.uniform(0.94, 1.06)
+                if unrelaxed_probability and rng.random() < unrelaxed_probability:
+                    spread = rng.uniform(0.0, 1.0)
                 at = rng.uniform(-0.05, 1.05, 2) * shape
                 if sheet.add(kind, at, rng=rng, dopant=dopant, spread=spread):
                     break

@@ -33,6 +33,8 @@ class Template:
         Perfect positions of the host atoms that stay.
     shift : (M, 2) float64
         How far each of them moves.
+    turned : (M, 2) float64
+        The part of the shift that makes the defect (turned bonds); the rest is relaxation.
     removed : (R, 2) float64
         Perfect positions of the host atoms taken out.
     numbers, added, height : (K,), (K, 2), (K,)
@@ -52,6 +54,7 @@ class Template:
     missing: int
     host: NDArray[np.float64]
     shift: NDArray[np.float64]
+    turned: NDArray[np.float64]
     removed: NDArray[np.float64]
     numbers: NDArray[np.int64]
     added: NDArray[np.float64]
@@ -193,6 +196,7 @@ def template(kind: str, symbol: str, variant: int) -> Template:
         missing=plan.missing,
         host=network.perfect[keep],
         shift=(yx[:n_host] - network.perfect)[keep],
+        turned=(network.start[:n_host] - network.perfect)[keep],
         removed=network.removed,
         numbers=numbers,
         added=yx[n_host:],
