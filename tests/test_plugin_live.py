@@ -22,7 +22,7 @@ from nion.usim_device import DeviceConfiguration
 from nion.utils import Event
 from swift_support import add_image, image_with, press, select, stand_in, swift, wait_for
 
-from nionswift_plugin.stemdl import actions, computations, live, microscope, panel
+from nionswift_plugin.stemdl import actions, computations, engine, live, marks, microscope, panel
 from stemdl_core.errors import StemdlError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -34,8 +34,8 @@ Facade.initialize()
 def program(monkeypatch, tmp_path):
     """A test application in an empty folder: Nion's test instrument deletes ./test_data."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(computations, "analyze", stand_in)
-    computations.recent.clear()
+    monkeypatch.setattr(engine, "analyze", stand_in)
+    engine.recent.clear()
     computations.register()
     actions.register()
     TestContext.begin_leaks()
@@ -95,13 +95,13 @@ def test_one_press_on_a_live_view_follows_the_scan(scan):
         scan.finish(image_with((10, 10), size=128), 8)
         wait_for(lambda: running.status.analysed == 2, dc)
         assert known.table.metadata["stemdl"]["shape"] == [128, 128]
-        assert len(dc.document_model.data_items) == 3, "frames make no items"
+        assert len(dc.document_model.data_items) == 4, "frames make no items"
         dc.handle_undo()
         assert list(dc.document_model.data_items) == [item]
         assert not display_item.graphics
         assert live.find(item) is None
         dc.handle_redo()
-        assert len(dc.document_model.data_items) == 3
+        assert len(dc.document_model.data_items) == 4
         again = live.find(item)
         scan.finish(image_with(), 9)
         wait_for(lambda: again.status.analysed == 1, dc)
@@ -131,7 +131,7 @@ def test_newest_frame_wins_and_every_frame_is_accounted_for(scan, monkeypatch):
         analysed.append(int(frame.image[0, 0]))
         return stand_in(frame, **options)
 
-    monkeypatch.setattr(computations, "analyze", slow)
+    monkeypatch.setattr(engine, "analyze", slow)
     with swift() as dc:
         item = live_image(dc)
         press(dc)
@@ -167,7 +167,7 @@ def test_a_bad_frame_is_said_and_the_next_one_works(scan, monkeypatch):
             raise StemdlError("no lattice in sight")
         return stand_in(frame, **options)
 
-    monkeypatch.setattr(computations, "analyze", moody)
+    monkeypatch.setattr(engine, "analyze", moody)
     with swift() as dc:
         item = live_image(dc)
         press(dc)
@@ -205,7 +205,7 @@ def test_project_closed_while_running(scan, monkeypatch):
         time.sleep(0.3)
         return stand_in(frame, **options)
 
-    monkeypatch.setattr(computations, "analyze", slow)
+    monkeypatch.setattr(engine, "analyze", slow)
     with swift() as dc:
         item = live_image(dc)
         press(dc)
@@ -284,7 +284,7 @@ def test_live_on_the_simulated_microscope():
         assert step == pytest.approx(2.0 / 128)
         assert known.table.metadata["stemdl"]["pixel_size_source"] == "metadata"
         assert running.status.error == ""
-        assert len(dc.document_model.data_items) == 3
+        assert len(dc.document_model.data_items) == 4
         assert not scan.is_playing
         live.stop_all()
         running.join()
@@ -415,8 +415,8 @@ def test_soak(scan, monkeypatch):
                 memory.append(rss_mb())
         known = computations.find(dc.document_model, item)
         assert known.table.metadata["stemdl"]["atoms"] == 400
-        assert len(dc.document_model.get_display_item_for_data_item(item).graphics) == computations.MOST_MARKS
-        assert len(dc.document_model.data_items) == 3
+        assert len(dc.document_model.get_display_item_for_data_item(item).graphics) == marks.MOST_MARKS
+        assert len(dc.document_model.data_items) == 4
         assert running.status.dropped == 0
         assert memory[-1] - memory[0] < 30
         # The first step makes the marks; each later one moves them.

@@ -12,7 +12,7 @@ from nion.swift import Facade
 from nion.swift.test import TestContext
 from swift_support import add_image, annotation, done, image_with, press, select, stand_in, swift, wait_for
 
-from nionswift_plugin.stemdl import actions, adapters, computations, panel, summary
+from nionswift_plugin.stemdl import actions, adapters, computations, engine, panel, summary
 from stemdl_core.calibration import PixelSize
 from stemdl_core.frames import Frame
 
@@ -25,8 +25,8 @@ Facade.initialize()
 def program(monkeypatch, tmp_path):
     """A test application; every test ends with Swift's own check for leaks."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(computations, "analyze", stand_in)
-    computations.recent.clear()
+    monkeypatch.setattr(engine, "analyze", stand_in)
+    engine.recent.clear()
     computations.register()
     actions.register()
     TestContext.begin_leaks()
@@ -95,7 +95,7 @@ def test_whose_pixel_size(entry, line):
 
 
 def test_models_are_listed_without_the_network_code():
-    assert computations.DEFAULT_MODEL in panel.model_names()
+    assert computations.DEFAULT_MODEL in engine.models.names()
 
 
 def test_panel_opens_and_closes_as_a_dock_panel():

@@ -119,7 +119,7 @@ def test_one_press_in_the_real_program(screen, tmp_path):
     report = start(folder, screen, script="annotate")
     assert (folder / "annotated.png").stat().st_size > 20_000
     assert report["after_undo"] == [1, 0, 0]
-    assert report["after_redo"][:2] == [3, 1]
+    assert report["after_redo"][:2] == [4, 1]
     assert report["overlay_shape"][2] == 3
     # The press must not be felt. The machine may be busy: the main thread's own clock counts.
     assert report["press_s"] < 0.5
@@ -138,7 +138,7 @@ def test_live_on_the_simulated_microscope_in_the_real_program(screen, tmp_path):
     # Each complete frame is shown, counted as dropped, or on its way: one in work, one waiting.
     assert 0 <= seen - analysed - dropped <= 2
     assert 0 < age_s < 60
-    assert report["items"] == 3
+    assert report["items"] == 4
 
 
 def has_model() -> bool:

@@ -17,7 +17,7 @@ from nion.swift.test import TestContext
 from nion.ui import Window
 from swift_support import add_image, annotation, done, image_with, press, select, stand_in, swift, wait_for
 
-from nionswift_plugin.stemdl import actions, adapters, computations
+from nionswift_plugin.stemdl import actions, adapters, computations, engine, marks
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -28,8 +28,8 @@ Facade.initialize()
 def program(monkeypatch, tmp_path):
     """A test application with the plugin's actions; every test ends with Swift's own check for leaks."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(computations, "analyze", stand_in)
-    computations.recent.clear()
+    monkeypatch.setattr(engine, "analyze", stand_in)
+    engine.recent.clear()
     computations.register()
     actions.register()
     TestContext.begin_leaks()
@@ -90,7 +90,7 @@ def test_one_undo_takes_it_all_back_and_redo_restores_it():
         assert dc.workspace_controller.deconstruct() == layout
         dc.handle_redo()
         overlay, table, computation = annotation(model)
-        assert len(model.data_items) == 3
+        assert len(model.data_items) == 4
         assert [g.label for g in display_item.graphics] == ["Si-C3"]
         assert display_item.graphics[0].source is table
         assert overlay.xdata.is_data_rgb_type
@@ -130,7 +130,7 @@ def test_deleting_a_mark_deletes_nothing_else():
         press(dc)
         wait_for(done(dc), dc)
         display_item.remove_graphic(display_item.graphics[0]).close()
-        assert len(dc.document_model.data_items) == 3
+        assert len(dc.document_model.data_items) == 4
         assert len(display_item.graphics) == 1
         assert len(dc.document_model.computations) == 1
 
@@ -164,7 +164,7 @@ def test_source_deleted_while_running(monkeypatch):
         proceed.wait(10)
         return stand_in(frame, **options)
 
-    monkeypatch.setattr(computations, "analyze", slow)
+    monkeypatch.setattr(engine, "analyze", slow)
     with swift() as dc:
         image = add_image(dc, image_with((20, 30)))
         press(dc)
@@ -226,7 +226,7 @@ def test_a_failing_analysis_is_one_line_and_leaves_nothing(said, monkeypatch):
     def fail(frame, **options):
         raise ModelError("unknown model 'x': choose one of graphene")
 
-    monkeypatch.setattr(computations, "analyze", fail)
+    monkeypatch.setattr(engine, "analyze", fail)
     with swift() as dc:
         image = add_image(dc, image_with((20, 30)))
         layout = dc.workspace_controller.deconstruct()
@@ -275,7 +275,7 @@ def test_a_movie_is_annotated_at_the_frame_that_is_shown(descriptor, monkeypatch
         runs.append(frame.index)
         return stand_in(frame, **options)
 
-    monkeypatch.setattr(computations, "analyze", counted)
+    monkeypatch.setattr(engine, "analyze", counted)
     stack = np.stack([image_with((20, 10 + i)) for i in range(5)])
     with swift() as dc:
         item = add_image(dc, stack, descriptor=descriptor)
@@ -336,7 +336,7 @@ def test_parameters_change_the_drawing_without_a_new_analysis(monkeypatch):
         runs.append(options["model"])
         return stand_in(frame, **options)
 
-    monkeypatch.setattr(computations, "analyze", counted)
+    monkeypatch.setattr(engine, "analyze", counted)
     with swift() as dc:
         add_image(dc, image_with((20, 30)))
         press(dc)
@@ -360,7 +360,7 @@ def test_results_survive_reload_without_running_again(monkeypatch):
             add_image(dc, image_with((20, 30)))
             press(dc)
             wait_for(done(dc), dc)
-        monkeypatch.setattr(computations, "analyze", None)
+        monkeypatch.setattr(engine, "analyze", None)
         with contextlib.closing(context.create_document_controller(auto_close=False)) as dc:
             model = dc.document_model
             overlay, table, computation = annotation(model)
@@ -371,7 +371,7 @@ def test_results_survive_reload_without_running_again(monkeypatch):
             assert [(m.label, m.source is table) for m in marks] == [("Si-C3", True)]
             assert overlay.xdata.is_data_rgb_type
             assert table.metadata["stemdl"]["columns"][:3] == ["id", "y_px", "x_px"]
-            monkeypatch.setattr(computations, "analyze", stand_in)
+            monkeypatch.setattr(engine, "analyze", stand_in)
             image.set_data(image_with((20, 30), (50, 50)))
             wait_for(lambda: table.metadata["stemdl"]["atoms"] == 8, dc)
             assert len(model.get_display_item_for_data_item(image).graphics) == 2
@@ -383,11 +383,11 @@ def test_several_images_at_a_time_are_one_undo():
         items = [dc.document_model.get_display_item_for_data_item(i) for i in (first, second)]
         actions.annotate(dc, items)
         wait_for(lambda: all(len(i.graphics) == 1 for i in items), dc)
-        assert len(dc.document_model.data_items) == 6
+        assert len(dc.document_model.data_items) == 8
         dc.handle_undo()
         assert list(dc.document_model.data_items) == [first, second]
         dc.handle_redo()
-        assert len(dc.document_model.data_items) == 6
+        assert len(dc.document_model.data_items) == 8
 
 
 def test_pressing_again_adds_no_second_result():
@@ -399,7 +399,7 @@ def test_pressing_again_adds_no_second_result():
         select(dc, overlay)
         press(dc)
         dc.periodic()
-        assert len(dc.document_model.data_items) == 3
+        assert len(dc.document_model.data_items) == 4
 
 
 def test_at_most_fifty_marks():
@@ -411,7 +411,7 @@ def test_at_most_fifty_marks():
         _, table, _ = annotation(dc.document_model)
         assert len(table.metadata["stemdl"]["defects"]) == 64
         assert (
-            len(dc.document_model.get_display_item_for_data_item(image).graphics) == computations.MOST_MARKS
+            len(dc.document_model.get_display_item_for_data_item(image).graphics) == marks.MOST_MARKS
         )
 
 

@@ -16,7 +16,7 @@ from nion.swift.model import Notification
 from nion.swift.test import TestContext
 from swift_support import add_image, image_with, lattice_stand_in, select, swift, wait_for
 
-from nionswift_plugin.stemdl import actions, computations, overlay, panel, tracking
+from nionswift_plugin.stemdl import actions, computations, engine, overlay, panel, tracking
 from stemdl_core.trajectories import Tracks
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -29,8 +29,8 @@ SEQUENCE = DataAndMetadata.DataDescriptor(True, 0, 2)
 def program(monkeypatch, tmp_path):
     """A test application; every test ends with Swift's own check for leaks."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(computations, "analyze", lattice_stand_in)
-    computations.recent.clear()
+    monkeypatch.setattr(engine, "analyze", lattice_stand_in)
+    engine.recent.clear()
     computations.register()
     actions.register()
     TestContext.begin_leaks()
@@ -127,7 +127,7 @@ def test_cancel_and_deleting_the_movie_create_nothing(how, monkeypatch):
         proceed.wait(10)
         return lattice_stand_in(frame, **options)
 
-    monkeypatch.setattr(computations, "analyze", slow)
+    monkeypatch.setattr(engine, "analyze", slow)
     with swift() as dc:
         item = add_image(dc, movie(), descriptor=SEQUENCE)
         run = start(dc)

@@ -16,6 +16,7 @@ if typing.TYPE_CHECKING:
 
     from stemdl_core.analysis import Defect, FrameAnalysis
     from stemdl_core.calibration import PixelSize
+    from stemdl_core.corrections import Correction
     from stemdl_core.frames import Frame
 
 #: Nanometres in one unit of a calibrated axis, by the spellings that microscopes write.
@@ -52,6 +53,23 @@ COLUMNS = (
     ("edge", ""),
     ("defect", ""),
 )
+#: Columns of the defects table; ``name`` counts in the metadata's ``names``.
+DEFECT_COLUMNS = (
+    ("id", ""),
+    ("name", ""),
+    ("y_px", "px"),
+    ("x_px", "px"),
+    ("y_nm", "nm"),
+    ("x_nm", "nm"),
+    ("atoms", ""),
+    ("missing_atoms", ""),
+    ("probability", ""),
+    ("mean_bond_pm", "pm"),
+    ("shortest_bond_pm", "pm"),
+    ("longest_bond_pm", "pm"),
+)
+#: What a person has corrected stands with the image itself, under this key: it outlives every result.
+CORRECTIONS_KEY = "stemdl_corrections"
 #: The table's key in the metadata of a data item, and the version of what stands there.
 METADATA_KEY = "stemdl"
 SCHEMA = 1
@@ -246,6 +264,39 @@ def table_of(analysis: FrameAnalysis) -> tuple[numpy.ndarray, dict[str, typing.A
         ],
     }
     return table, metadata
+
+
+def defect_table_of(analysis: FrameAnalysis) -> tuple[numpy.ndarray, dict[str, typing.Any]]:
+    """The defects as a table, columns as in `DEFECT_COLUMNS`, and its metadata; one row of NaN for none."""
+    defects = list(analysis.defects)
+    names = sorted({d.name for d in defects})
+    table = numpy.full((max(len(defects), 1), len(DEFECT_COLUMNS)), numpy.nan)
+    for row, defect in zip(table, defects):
+        bonds = [b.length_pm for b in defect.bonds] or [numpy.nan]
+        yx = numpy.asarray(defect.center_px, dtype=float)
+        row[:] = (
+            defect.id, names.index(defect.name), *yx, *analysis.pixel_size.to_nm(yx), len(defect.site_ids),
+            defect.missing_atoms, defect.probability, numpy.mean(bonds), min(bonds), max(bonds),
+        )  # fmt: skip
+    metadata = {
+        "schema": SCHEMA,
+        "defect_rows": len(defects),
+        "columns": [name for name, _ in DEFECT_COLUMNS],
+        "units": [unit for _, unit in DEFECT_COLUMNS],
+        "names": names,
+        "frame": int(analysis.frame),
+    }
+    return table, metadata
+
+
+def corrections_of(metadata: typing.Mapping[str, typing.Any]) -> tuple[Correction, ...]:
+    """What a person has corrected in an image or movie, from its metadata."""
+    entries = metadata.get(CORRECTIONS_KEY, {}).get("corrections", ())
+    if not entries:
+        return ()
+    from stemdl_core.corrections import Correction
+
+    return tuple(Correction.from_dict(dict(entry)) for entry in entries)
 
 
 def _defect_entry(defect: Defect, *, geometry: bool) -> dict[str, typing.Any]:

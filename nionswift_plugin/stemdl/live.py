@@ -9,6 +9,7 @@ nobody asked for.
 from __future__ import annotations
 
 import gettext
+import logging
 import threading
 import time
 import typing
@@ -18,13 +19,14 @@ import numpy
 from nion.data import DataAndMetadata
 from nion.utils import Event
 
-from . import adapters, computations
+from . import adapters, computations, engine, marks
 
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
     from nion.swift.model import DataItem
 
     from stemdl_core.analysis import FrameAnalysis
+    from stemdl_core.frames import Frame as Image
 
 _ = gettext.gettext
 
@@ -64,18 +66,44 @@ class LiveStatus:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class LiveFrame:
+    """A complete frame of a scan.
+
+    Parameters
+    ----------
+    xdata
+        Image with calibrations and metadata, a copy of its own.
+    number : int
+        How many complete frames came before it since the annotation began: never goes back.
+    index : int
+        The scan's own number.
+    arrived_s : float
+        When it was complete, on the clock of `time.perf_counter` [s].
+    """
+
     xdata: DataAndMetadata.DataAndMetadata
+    number: int
     index: int
     arrived_s: float
 
 
+class Follower(typing.Protocol):
+    """What may be attached to a live annotation, such as tracking or steering."""
+
+    def frame_analysed(self, frame: LiveFrame, image: Image, analysis: FrameAnalysis) -> None:
+        """Called on the worker thread, once a frame, after its overlay has been handed on."""
+
+    def show(self) -> None:
+        """Called on the main thread after each frame: puts results into data items, computes nothing."""
+
+    def close(self) -> None:
+        """The annotation has ended."""
+
+
 @dataclass(frozen=True)
 class _Result:
-    frame: _Frame
-    overlay: DataAndMetadata.DataAndMetadata | None = None
-    table: DataAndMetadata.DataAndMetadata | None = None
-    analysis: FrameAnalysis | None = None
+    frame: LiveFrame
+    contents: computations.Results | None = None
     error: str = ""
 
 
@@ -100,7 +128,7 @@ class LiveAnnotation:
     ----------
     document_controller
         The window whose event loop carries the results to the main thread.
-    source, overlay, table : DataItem
+    source, overlay, table, defect_table : DataItem
         The live image and the items to fill.
     options : Options
         Model and drawing; may be replaced at any time.
@@ -112,23 +140,27 @@ class LiveAnnotation:
         source: DataItem.DataItem,
         overlay: DataItem.DataItem,
         table: DataItem.DataItem,
+        defect_table: DataItem.DataItem | None,
         options: computations.Options,
     ) -> None:
         device = hardware_source_of(source)
         if device is None:
             raise ValueError("not a live image")
-        self.source, self.overlay, self.table = source, overlay, table
+        self.source, self.overlay, self.table, self.defect_table = source, overlay, table, defect_table
         self.options = options
+        #: What else works on each analysed frame; see `attach`.
+        self.followers: tuple[Follower, ...] = ()
         self.status = LiveStatus()
         #: Fired on the main thread after each result.
         self.status_changed_event = Event.Event()
         self.__hardware_source, self.__channel_id = device
         self.__event_loop = document_controller.event_loop
         self.__condition = threading.Condition()
-        self.__newest: _Frame | None = None
+        self.__newest: LiveFrame | None = None
         self.__result: _Result | None = None
         self.__publishing = False
         self.__closed = False
+        self.__follower_error = ""
         self.__seen = self.__dropped = self.__analysed = 0
         self.__thread = threading.Thread(target=self.__work, name="stemdl-live", daemon=True)
         self.__thread.start()
@@ -139,6 +171,14 @@ class LiveAnnotation:
     def is_running(self) -> bool:
         """Whether frames are still being taken."""
         return not self.__closed
+
+    def attach(self, follower: Follower) -> None:
+        """Let something else work on each frame that is analysed. On the main thread."""
+        self.followers = (*self.followers, follower)
+
+    def detach(self, follower: Follower) -> None:
+        """End that; the follower is not closed. On the main thread."""
+        self.followers = tuple(f for f in self.followers if f is not follower)
 
     def close(self) -> None:
         """Stop; the results stay. On the main thread."""
@@ -153,6 +193,9 @@ class LiveAnnotation:
             self.__condition.notify_all()
         if self in _running:
             _running.remove(self)
+        followers, self.followers = self.followers, ()
+        for follower in followers:
+            follower.close()
         self.status_changed_event.fire()
 
     def join(self, timeout_s: float = 10.0) -> None:
@@ -180,7 +223,7 @@ class LiveAnnotation:
             self.__seen += 1
             if self.__newest is not None:
                 self.__dropped += 1
-            self.__newest = _Frame(copied, index, arrived_s)
+            self.__newest = LiveFrame(copied, self.__seen - 1, index, arrived_s)
             self.__condition.notify()
 
     def __work(self) -> None:
@@ -195,7 +238,7 @@ class LiveAnnotation:
                     return
                 frame, self.__newest = self.__newest, None
             assert frame is not None
-            result = self.__analyse(frame)
+            image, result = self.__analyse(frame)
             with self.__condition:
                 if self.__closed:
                     return
@@ -204,21 +247,40 @@ class LiveAnnotation:
                 self.__event_loop.call_soon_threadsafe(self.__publish)
             except RuntimeError:  # the window has closed meanwhile
                 return
+            if image is not None and result.contents is not None and self.followers:
+                self.__hand_on(frame, image, result.contents.analysis)
 
-    def __analyse(self, frame: _Frame) -> _Result:
+    def __hand_on(self, frame: LiveFrame, image: Image, analysis: FrameAnalysis) -> None:
+        # After the overlay is on its way: what the followers take does not delay what the user sees.
+        for follower in self.followers:
+            try:
+                follower.frame_analysed(frame, image, analysis)
+            except Exception as error:
+                logging.getLogger(__name__).exception("a follower of the live analysis failed")
+                self.__follower_error = _("Live: {}").format(error)
+        try:
+            self.__event_loop.call_soon_threadsafe(self.__show_followers)
+        except RuntimeError:  # the window has closed meanwhile
+            return
+
+    def __show_followers(self) -> None:
+        if not self.__closed:
+            for follower in self.followers:
+                follower.show()
+
+    def __analyse(self, frame: LiveFrame) -> tuple[Image | None, _Result]:
         from stemdl_core.errors import StemdlError
 
         options = self.options
         try:
             image = adapters.frame_of(frame.xdata, source=_("live"))
-            analysis = computations.analyze(image, model=options.model, dopant=options.dopant)
-            overlay, table = computations.results(frame.xdata, image, analysis, options)
+            analysis = engine.analyze(image, model=options.model, dopant=options.dopant)
+            return image, _Result(frame, computations.results(frame.xdata, image, analysis, options))
         except StemdlError as error:
-            return _Result(frame, error=str(error))
+            return None, _Result(frame, error=str(error))
         except Exception as error:
             # Whatever goes wrong with one frame, the next one gets its chance; the user reads why.
-            return _Result(frame, error=_("Live analysis failed: {}").format(error))
-        return _Result(frame, overlay, table, analysis)
+            return None, _Result(frame, error=_("Live analysis failed: {}").format(error))
 
     def __publish(self) -> None:
         with self.__condition:
@@ -227,16 +289,20 @@ class LiveAnnotation:
             if result is None or self.__closed:
                 return
             self.__analysed += 1
-        if result.analysis is not None and not (self.overlay._closed or self.table._closed):
-            self.overlay.set_xdata(result.overlay)
-            self.table.set_xdata(result.table)
+        contents = result.contents
+        if contents is not None and not (self.overlay._closed or self.table._closed):
+            self.overlay.set_xdata(contents.overlay)
+            self.table.set_xdata(contents.table)
+            if self.defect_table is not None and not self.defect_table._closed:
+                self.defect_table.set_xdata(contents.defect_table)
             display_item = computations.display_item_of(self.source)
             if display_item is not None:
-                computations.update_marks(display_item, self.table, result.analysis)
+                marks.update_marks(display_item, self.table, contents.analysis)
         with self.__condition:
             seen, dropped = self.__seen, self.__dropped
+        error, self.__follower_error = result.error or self.__follower_error, ""
         self.status = LiveStatus(seen, self.__analysed, dropped, result.frame.index,
-                                 time.perf_counter() - result.frame.arrived_s, result.error)  # fmt: skip
+                                 time.perf_counter() - result.frame.arrived_s, error)  # fmt: skip
         self.status_changed_event.fire()
 
 
@@ -245,13 +311,13 @@ _running: list[LiveAnnotation] = []
 
 def start(
     document_controller: DocumentController.DocumentController,
-    source: DataItem.DataItem,
-    overlay: DataItem.DataItem,
-    table: DataItem.DataItem,
+    known: computations.Annotation,
     options: computations.Options,
 ) -> LiveAnnotation:
     """Begin to annotate a live image."""
-    annotation = LiveAnnotation(document_controller, source, overlay, table, options)
+    annotation = LiveAnnotation(
+        document_controller, known.source, known.overlay, known.table, known.defect_table, options
+    )
     _running.append(annotation)
     return annotation
 
@@ -259,7 +325,8 @@ def start(
 def find(data_item: DataItem.DataItem | None) -> LiveAnnotation | None:
     """The running annotation that a data item is the image, the overlay or the table of."""
     for annotation in _running:
-        if data_item is not None and data_item in (annotation.source, annotation.overlay, annotation.table):
+        parts = (annotation.source, annotation.overlay, annotation.table, annotation.defect_table)
+        if data_item is not None and data_item in parts:
             return annotation
     return None
 

@@ -10,7 +10,7 @@ from nion.swift import Panel, Workspace
 from nion.ui import Declarative
 from nion.utils import Model
 
-from . import actions, adapters, computations, live, tracking
+from . import actions, adapters, computations, engine, live, marks, tracking
 from .summary import alloy_summary, chemistry, defect_lines, defect_summary, headline
 
 if typing.TYPE_CHECKING:
@@ -22,14 +22,6 @@ _ = gettext.gettext
 PANEL_ID = "stemdl-panel"
 _WIDTH = 300
 _DRAWN = (("atoms", _("Atoms")), ("bonds", _("Bonds")), ("defects", _("Outlines")), ("names", _("Names")))
-
-
-def model_names() -> list[str]:
-    """Names of the models that are installed, found without loading any of the network code."""
-    from stemdl_core._paths import weights_folders
-
-    names = {card.parent.name for folder in weights_folders() for card in folder.glob("*/model.json")}
-    return sorted(names | {computations.DEFAULT_MODEL})
 
 
 class PanelHandler(Declarative.Handler):
@@ -47,7 +39,7 @@ class PanelHandler(Declarative.Handler):
         self.__metadata: typing.Mapping[str, typing.Any] = {}
         self.__showing = False
 
-        names = model_names()
+        names = engine.models.names()
         chosen = actions.chosen_model(document_controller)
         self.models = Model.PropertyModel[list[str]](names if chosen in names else [*names, chosen])
         self.model_index = Model.PropertyModel[int]((self.models.value or []).index(chosen))
@@ -195,7 +187,7 @@ class PanelHandler(Declarative.Handler):
         if not 0 <= index < len(defects):
             return
         center = adapters.to_relative(defects[index]["center_px"], self.__metadata["shape"])
-        for mark in computations.marks_of(display_item, self.__known.table):
+        for mark in marks.marks_of(display_item, self.__known.table):
             if abs(mark.center.y - center[0]) < 1e-6 and abs(mark.center.x - center[1]) < 1e-6:
                 display_item.graphic_selection.set(display_item.graphics.index(mark))
 

@@ -13,7 +13,7 @@ from nion.swift import Undo
 from nion.swift.model import DataItem
 from nion.utils import Event
 
-from . import adapters, computations
+from . import adapters, computations, engine
 
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
@@ -142,7 +142,7 @@ class MovieRun:
                 return None
             try:
                 frame = adapters.frame_of(self.__xdata, index=index, source=self.source.title)
-                analysis = computations.analyze(frame, model=self.options.model, dopant=self.options.dopant)
+                analysis = engine.analyze(frame, model=self.options.model, dopant=self.options.dopant)
                 tracker.update(analysis)
                 picture = frame.image if picture is None else picture
             except StemdlError as error:
@@ -172,9 +172,9 @@ class MovieRun:
             command.perform()
             self.__document_controller.push_undo_command(command)
         if progress.state == "failed":
-            from . import actions
+            from . import commands
 
-            actions.notify(_("Nothing was created"), progress.message)
+            commands.notify(_("Nothing was created"), progress.message)
         self.progress_changed_event.fire()
 
     def __end(self) -> None:
@@ -289,7 +289,7 @@ class TrackCommand(Undo.UndoableCommand):
         return self.__document_controller.document_model
 
     def _perform(self) -> None:
-        from . import actions
+        from . import commands
 
         display_item, results = self.__display_item, self.__results
         assert display_item is not None
@@ -307,7 +307,7 @@ class TrackCommand(Undo.UndoableCommand):
             item.title = title.format(source.title)
             item.source = table
             self.__document_model.append_data_item(item)
-            actions.show_beside(self.__document_controller, display_item, item)
+            commands.show_beside(self.__document_controller, display_item, item)
         self.__display_item = self.__results = None
 
     def _undo(self) -> None:

@@ -59,12 +59,12 @@ async def annotate_undo_redo(window: Any, report: dict[str, Any]) -> None:
     """One press; picture; undo; redo; picture of the panel's reaction."""
     from swift_support import annotation, done
 
-    from nionswift_plugin.stemdl import computations, panel
+    from nionswift_plugin.stemdl import engine, panel
 
     if os.environ.get("STEMDL_STAND_IN"):
         from swift_support import stand_in
 
-        computations.analyze = stand_in
+        engine.analyze = stand_in
     await asyncio.sleep(1)
     await fill_the_screen()
     for name in ("histogram-panel", "info-panel"):
@@ -117,9 +117,9 @@ async def follow_the_scan(window: Any, report: dict[str, Any]) -> None:
     if os.environ.get("STEMDL_STAND_IN"):
         from swift_support import stand_in
 
-        from nionswift_plugin.stemdl import computations
+        from nionswift_plugin.stemdl import engine
 
-        computations.analyze = stand_in
+        engine.analyze = stand_in
     await asyncio.sleep(1)
     await fill_the_screen()
     report["panels"] = [p.panel_id for p in window.workspace_controller.dock_panels if p.dock_widget.visible]
