@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .sheet import Sheet
 
 #: Metals found as dopants of dichalcogenides, and how often they are drawn.
-METAL_DOPANTS = {"W": 4.0, "Mo": 4.0, "V": 1.5, "Nb": 1.5, "Ti": 1.0, "Cr": 1.0, "Re": 1.5, "Ta": 1.0}
+METAL_DOPANTS = {"W": 4.0, "Mo": 4.0, "V": 1.5, "Nb": 1.5, "Ti": 1.0, "Cr": 1.0, "Re": 1.5, "Ta": 1.0,
+                 "Mn": 0.7, "Fe": 0.7, "Co": 0.7}
 CHALCOGENS = ("S", "Se", "Te")
 #: Metals around an empty chalcogen column move this far away from it [nm].
 _VACANCY_RELAXATION_NM = 0.005
