@@ -43,6 +43,10 @@ FOV_RANGE_NM = (1.2, 45.0)
 _SCAN_SIGMA = 0.0005
 #: A nominal pixel size further off than this (and than three sigma of the fit) is corrected.
 CORRECTION = 0.005
+#: Quality from which the lattice of a map of atoms is believed: what a network sees in noise reaches 6, the faintest
+#: lattices of which it finds half of the atoms 12. And how far off the scale may be that the map was made at: beyond,
+#: the network would not have found its atoms.
+MAP_QUALITY, MAP_BAND = 9.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,41 @@ def check_scale(image: NDArray[np.float32], material: Material,
     note = (f"pixel size corrected from {1e3 * given:.2f} pm to {1e3 * fit.pixel_size_nm:.2f} pm "
             f"({100 * off:+.1f} %) by the {material.name} lattice")
     return _from_fit(fit, given), fit, (note,)
+
+
+def scale_from_map(probability: NDArray[np.float32], *, material: Material, map_pixel_nm: float,
+                   nominal: PixelSize) -> tuple[PixelSize, LatticeFit | None, tuple[str, ...]]:
+    """Decide on the pixel size from a map of atoms, where the lattice is too faint for the image's own spectrum.
+
+    A network that completes a faint lattice keeps its phase over the whole field; what it sees in noise does not hang
+    together beyond a few atoms.
+
+    Parameters
+    ----------
+    probability : (h, w) float32
+        Probability of an atom, zero in masked areas.
+    material : Material
+        The host crystal.
+    map_pixel_nm : float
+        Pixel size of the map, if `nominal` is right [nm].
+    nominal : PixelSize
+        The pixel size that is thought to be right.
+
+    Returns
+    -------
+    As `check_scale`; the fit is None where the atoms do not form the host's lattice.
+    """
+    fit = fit_lattice(probability, material=material, nominal_pixel_size_nm=map_pixel_nm)
+    given = nominal.nominal_nm if nominal.nominal_nm is not None else nominal.nm
+    ratio = 1.0 if fit is None else fit.pixel_size_nm / map_pixel_nm
+    if fit is None or fit.quality < MAP_QUALITY or abs(ratio - 1) > MAP_BAND:
+        return nominal, None, (f"no {material.name} lattice visible: the pixel size of {1e3 * given:.2f} pm is used "
+                               "unchecked",)
+    if abs(ratio - 1) <= max(CORRECTION, 3 * fit.pixel_size_sigma_nm / map_pixel_nm):
+        return nominal, fit, ()
+    return PixelSize(given * ratio, "lattice", given), fit, (
+        f"pixel size corrected from {1e3 * given:.2f} pm to {1e3 * given * ratio:.2f} pm ({100 * (ratio - 1):+.1f} %) by "
+        f"the {material.name} lattice",)
 
 
 def _refuse_impossible(shape: tuple[int, ...], pixel_nm: float, material: Material) -> None:

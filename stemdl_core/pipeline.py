@@ -15,10 +15,10 @@ from .errors import ModelError
 from .frames import Frame
 from .graph import build_graph
 from .infer import probability_maps
-from .lattice import check_scale
+from .lattice import check_scale, scale_from_map
 from .materials import Material, element, get_material
 from .mx2 import alloy_fractions
-from .peaks import Peaks, find_peaks, in_mask, masked_area, near_border, scores
+from .peaks import Peaks, atom_map, find_peaks, in_mask, masked_area, near_border, scores
 from .plausibility import judge
 from .preprocess import from_model_px, mend, model_shape, resample, standardise
 from .refine import Refined, refine_sites
@@ -37,6 +37,8 @@ HOST_SPREAD, DOPANT_SIGMAS = 0.15, 2.5
 FAINTEST, CERTAIN = 0.5, 0.98
 #: Residual variance over the expected one above which the fitted intensities are not used: correlated noise.
 WORST_MISFIT = 20.0
+#: Error of the pixel size from which the network looks again at the right one.
+RESCALE = 0.01
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Detection:
     refined : Refined or None
         Result of the refinement; None where there was nothing to refine.
     lattice_visible : bool
-        Whether the spectrum of the image shows the host lattice.
+        Whether the spectrum of the image, or of the map of atoms, shows the host lattice.
     """
 
     pixel_size: PixelSize
@@ -110,6 +112,15 @@ def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> De
     small = model_shape(shape, pixel_size.nm, card.pixel_size_nm)
     maps = probability_maps(model, standardise(resample(mended.image, small)))
     mask = masked_area(card, maps)
+    if fit is None:
+        # Too faint for the image's spectrum; the atoms that the network finds may still form one lattice.
+        used = pixel_size.nm
+        pixel_size, fit, warnings = scale_from_map(np.where(mask, 0, atom_map(card, maps)), material=material,
+                                                   map_pixel_nm=card.pixel_size_nm, nominal=pixel_size)
+        if abs(pixel_size.nm / used - 1) > RESCALE:
+            small = model_shape(shape, pixel_size.nm, card.pixel_size_nm)
+            maps = probability_maps(model, standardise(resample(mended.image, small)))
+            mask = masked_area(card, maps)
     peaks = find_peaks(card, maps)
     keep = ~in_mask(mask, peaks.yx_px)
     start = from_model_px(peaks.yx_px[keep], shape, small)
