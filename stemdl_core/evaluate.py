@@ -126,7 +126,7 @@ def compare_sites(found_px: NDArray[np.float64], true_px: NDArray[np.float64], *
     limit = np.asarray(undefined.shape) - 1 - border_px
 
     def inner(p: NDArray[np.float64]) -> NDArray[np.bool_]:
-        return ((p >= border_px) & (p <= limit)).all(axis=1)
+        return np.all((p >= border_px) & (p <= limit), axis=1)
 
     cell = np.clip(np.round(found_px).astype(int), 0, np.asarray(undefined.shape) - 1)
     judged = inner(found_px) & ~undefined[cell[:, 0], cell[:, 1]] if len(found_px) else np.zeros(0, bool)

@@ -125,7 +125,7 @@ class FrameSequence:
         """A sequence over a (T, H, W) array (or memory map, read frame by frame)."""
         if getattr(stack, "ndim", np.ndim(stack)) != 3:
             raise StemdlError(f"sequence must be 3-D (frames, rows, columns), not {np.ndim(stack)}-D")
-        return cls(len(stack), stack.__getitem__, pixel_size, frame_time_s, source)  # type: ignore[union-attr]
+        return cls(len(stack), stack.__getitem__, pixel_size, frame_time_s, source)  # type: ignore
 
     def __len__(self) -> int:
         return self.length

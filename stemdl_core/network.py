@@ -53,9 +53,9 @@ class PaperNet(nn.Module):
         x = self.down2(x)
         x, where2 = functional.max_pool2d(x, 2, return_indices=True)
         x = self.bottom(x)
-        x = functional.max_unpool2d(self.match2(x), where2, 2)
+        x = functional.max_unpool2d(self.match2(x), where2, [2, 2])
         x = self.up2(self.widen2(x))
-        x = functional.max_unpool2d(self.match1(x), where1, 2)
+        x = functional.max_unpool2d(self.match1(x), where1, [2, 2])
         x = functional.relu(self.up1(self.widen1(x)))
         return self.classify(self.last(x))
 
@@ -126,6 +126,6 @@ def fuse(network: nn.Module) -> nn.Module:
             layers = list(module)
             for k in range(len(layers) - 1):
                 if isinstance(layers[k], nn.Conv2d) and isinstance(layers[k + 1], nn.BatchNorm2d):
-                    module[k] = nn.utils.fuse_conv_bn_eval(layers[k], layers[k + 1])
+                    module[k] = nn.utils.fuse_conv_bn_eval(layers[k], layers[k + 1])  # type: ignore[type-var, arg-type]
                     module[k + 1] = nn.Identity()
     return network

@@ -178,7 +178,7 @@ def near_border(yx_px: NDArray[np.float64], shape: tuple[int, int], border_px: f
     if len(yx_px) == 0:
         return np.zeros(0, dtype=bool)
     limit = np.asarray(shape) - 1 - border_px
-    near = ((yx_px < border_px) | (yx_px > limit)).any(axis=1)
+    near = np.any((yx_px < border_px) | (yx_px > limit), axis=1)
     if mask.any():
         reach = int(np.ceil(border_px * mask_shape_factor))
         grown = maximum_filter(mask, 2 * reach + 1)

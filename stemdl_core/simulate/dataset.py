@@ -194,7 +194,7 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
     new_index = np.full(len(members), -1)
     new_index[where] = np.arange(len(where))
     border = 1.05 * material.bond_nm / c.pixel_nm
-    edge = ((apparent < border) | (apparent > np.asarray(shape) - 1 - border)).any(axis=1)
+    edge = np.any((apparent < border) | (apparent > np.asarray(shape) - 1 - border), axis=1)
     sites = Sites.from_columns(y_px=apparent[where, 0], x_px=apparent[where, 1], species=species[where],
                                intensity=intensity[where], edge=edge[where])
     cell = np.clip(np.round(sites.yx_px).astype(int), 0, np.asarray(shape) - 1)
