@@ -12,6 +12,7 @@ from .analysis import FrameAnalysis
 from .calibration import PixelSize
 from .defects import find_defects
 from .errors import ModelError
+from .foreign import foreign_sites
 from .frames import Frame
 from .graph import build_graph
 from .infer import probability_maps
@@ -26,12 +27,6 @@ from .sites import Sites
 from .threads import one_blas_thread
 from .weights import Model, ModelCard
 
-#: A foreign atom heavier than the host is at least this much brighter than the median host column; the network's
-#: class and the measured intensity have to agree on it (unless the intensity is too uncertain to object).
-DOPANT_CONTRAST = 1.45
-#: Spread of the intensity of host columns about their median, and by how many standard deviations (of that and of the
-#: measurement together) a foreign atom has to exceed it.
-HOST_SPREAD, DOPANT_SIGMAS = 0.15, 2.5
 #: In a one-element host, a site that the network doubts and whose intensity is measurably below this part of the
 #: median is no atom: the network completes the lattice over a vacancy.
 FAINTEST, CERTAIN = 0.5, 0.98
@@ -168,17 +163,9 @@ def _make_sites(card: ModelCard, peaks: Peaks, keep: NDArray[np.bool_],
         # trade against each other and mean nothing; the network's class stands alone.
         measured[:] = False
         intensity, intensity_sigma = np.full(len(amplitude), np.nan), np.full(len(amplitude), np.nan)
-    if dopant:
-        certain = measured & (intensity_sigma < 0.3)
-        is_dopant &= ~(certain & (intensity + 2 * intensity_sigma < DOPANT_CONTRAST))
-        # Host columns vary too (noise of the fit, half a column at the border): a foreign atom is clearly beyond that.
-        beyond = (intensity - 1) / np.hypot(intensity_sigma, HOST_SPREAD)
-        is_dopant &= ~measured | (beyond > DOPANT_SIGMAS)
-        # What the network half believes and the intensity clearly shows; and what is so bright that no host column
-        # can be: the network missed the class, not the atom.
-        half = (peaks.dopant_share[keep] > 0.3) & (beyond > 3.5) & (intensity > 1.2 * DOPANT_CONTRAST)
-        is_dopant |= measured & half
-        is_dopant |= certain & (intensity - 4 * intensity_sigma > 2.0)
+    if dopant and (contrast := element(dopant) / material.atomic_number(material.species[0])) > 1:
+        is_dopant = foreign_sites(intensity=intensity, sigma=intensity_sigma, measured=measured,
+                                  share=peaks.dopant_share[keep], contrast=contrast)
     species = np.where(is_dopant & bool(dopant), dopant, material.species[0])
     score = scores(card, peaks.response[keep])
     sites = Sites.from_columns(y_px=refined.y_px, x_px=refined.x_px, species=species, score=score,

@@ -1,0 +1,58 @@
+"""Which sites are foreign atoms: the network's class and the measured intensity have to agree.
+
+The network tells a dopant by its looks in a window of a nanometre or two; the joint refinement measures how much
+brighter than the host it is. An amorphous patch over a carbon atom looks foreign to the one, and the atomic number
+says to the other how bright the element has to be.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Annular dark-field intensity grows at least as this power of the atomic number (Krivanek et al., Nature 464, 571
+#: (2010), find 1.64; smaller inner angles lower it).
+LEAST_EXPONENT = 1.3
+#: Spread of the intensity of host columns about their median beyond the error of the fit, and by how many standard
+#: deviations a foreign atom has to exceed it.
+HOST_SPREAD, DOPANT_SIGMAS = 0.15, 2.5
+#: Relative uncertainty of the intensity that divides host from foreign atoms.
+LIMIT_SPREAD = 0.10
+#: Share of the class 'dopant' in the network's answer from which it half believes in a foreign atom.
+HALF_BELIEF = 0.3
+
+
+def foreign_sites(*, intensity: NDArray[np.float64], sigma: NDArray[np.float64], measured: NDArray[np.bool_],
+                  share: NDArray[np.float64], contrast: float) -> NDArray[np.bool_]:
+    """Sites of a foreign element heavier than the host.
+
+    Parameters
+    ----------
+    intensity, sigma : (N,) float64
+        Fitted intensity relative to the median host column, and its standard error.
+    measured : (N,) bool
+        False where the intensity means nothing; there the network's class stands alone.
+    share : (N,) float64
+        Part of the network's atom probability that is of the class 'dopant'.
+    contrast : float
+        Ratio of the atomic numbers of the foreign and the host element.
+
+    Returns
+    -------
+    (N,) bool
+    """
+    network = share > 0.5
+    least = contrast**LEAST_EXPONENT
+    clear = measured & network & (intensity - sigma > least)
+    # Half way, on the logarithmic scale, between a host column and a foreign atom: the image's own clear ones where it
+    # has some, the faintest to be expected otherwise.
+    level = max(float(np.median(intensity[clear])), least) if clear.any() else least
+    limit = min(np.sqrt(level), 0.85 * least)
+    with np.errstate(invalid="ignore"):
+        above = (intensity - limit) / np.hypot(sigma, LIMIT_SPREAD * limit)
+        beyond_host = (intensity - 1) / np.hypot(sigma, HOST_SPREAD)
+        agreed = network & (above > -1) & (beyond_host > DOPANT_SIGMAS)
+        half = (share > HALF_BELIEF) & (above > 1) & (beyond_host > DOPANT_SIGMAS + 1)
+        # So bright that no host column can be: the network missed the class, not the atom.
+        bright = above > 4
+    return np.where(measured, agreed | half | bright, network)

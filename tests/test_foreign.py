@@ -1,0 +1,46 @@
+"""Foreign atoms: what the network takes for one has to be as bright as its atomic number says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stemdl_core.foreign import foreign_sites
+
+SILICON = 14 / 6
+
+
+def decide(intensity, *, sigma=0.08, share=0.9, measured=True, contrast=SILICON):
+    intensity = np.atleast_1d(np.asarray(intensity, dtype=float))
+    n = len(intensity)
+    return foreign_sites(intensity=intensity, sigma=np.full(n, sigma), measured=np.full(n, measured),
+                         share=np.broadcast_to(np.asarray(share, dtype=float), n), contrast=contrast)
+
+
+def test_a_bright_carbon_beside_silicon_is_carbon():
+    """A carbon atom under the tails of three silicon atoms is half as bright again as the others."""
+    host = np.random.default_rng(0).normal(1.0, 0.1, 100)
+    found = decide([*host, 6.8, 6.0, 5.8, 1.5], share=[*np.zeros(100), 1, 1, 1, 0.9])
+    assert np.flatnonzero(found).tolist() == [100, 101, 102]
+
+
+@pytest.mark.parametrize("exponent", [1.4, 1.64, 2.0])
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 0.6])
+def test_silicon_is_silicon_at_any_exponent_and_dose(exponent, sigma):
+    intensity = SILICON**exponent
+    assert decide(intensity, sigma=sigma).all()
+    # The network missed the class, the brightness leaves no doubt.
+    assert decide(intensity, sigma=0.05, share=0.1).all()
+
+
+def test_what_the_network_takes_for_foreign_has_to_exceed_the_host():
+    assert not decide(1.1, sigma=0.1).any()
+    assert not decide(1.9, sigma=0.8).any()
+    assert decide(1.9, sigma=0.8, measured=False).all()
+    assert not decide(1.0, sigma=0.1, share=0.0, measured=False).any()
+
+
+def test_the_limit_follows_the_element():
+    """1.9 times the host: too weak for germanium, not for sodium."""
+    assert not decide(1.9, contrast=32 / 6).any()
+    assert decide(1.9, contrast=11 / 6).all()
