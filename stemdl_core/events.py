@@ -86,7 +86,9 @@ def name_evidence(
     without any bond.
     """
     wrong = settings.misread_probability
-    weight = 0.3 if row.seen.edge or row.seen.border_nm < 0.5 * settings.border_nm else 1.0
+    # Near the border bonds of clusters are cut off.
+    reach = settings.border_nm * (0.5 if row.seen.atoms < 2 else 1.2)
+    weight = 0.3 if row.seen.edge or row.seen.border_nm < reach else 1.0
     # What the reading leaves to names it does not list, two of which are likely in practice.
     rest = 0.5 * max(1.0 - sum(row.seen.names.values()), 0.0)
     single = {n for n in (*row.seen.names, *others) if _one_foreign(n, material)}
@@ -100,17 +102,19 @@ def name_evidence(
         site = min((lattice.distance_nm(row.yx_nm) / width) ** 2 / 2, most)
         bond = min((lattice.distance_nm(row.yx_nm, _BONDS) / width) ** 2 / 2, most)
         place = {n: -site if n.endswith("3") else -bond for n in single}
-    elsewhere = -2.5 if place and row.seen.atoms == 1 else 0.0
+    elsewhere = -2.5 if place else 0.0
     evidence = {}
     for name in {*row.seen.names, *others, *single}:
         # 'unknown' is a reading that failed more often than a state of the specimen.
-        prior = 0.15 if name == "unknown" else 1.0
+        prior = 0.03 if name == "unknown" else 0.4 if "+V" in name else 1.0
         probability = row.seen.names.get(name, rest)
         evidence[name] = weight * float(np.log((1 - wrong) * prior * probability + wrong / 8))
-        evidence[name] += place.get(name, elsewhere)
         count = foreign_atoms(name, material.species)
+        evidence[name] += place.get(name, elsewhere if row.seen.atoms == 1 or count == 1 else 0.0)
         # An atom too many or too few is a rare reading, whatever the name says about bonds.
         evidence[name] -= 3.0 if count is not None and count != row.seen.atoms else 0.0
+        # ... and no reading at all speaks for a failed one but a failed one.
+        evidence[name] -= 4.0 if name == "unknown" and row.seen.name != "unknown" else 0.0
     return evidence, weight * float(np.log((1 - wrong) * 0.1 * rest + wrong / 8)) - 5.0
 
 
@@ -335,6 +339,8 @@ class TrackHistory:
         old = str(self.name)
         earlier = self._before[-1][0] if self._before else row
         count_old, count_new = self.atoms(old, earlier.seen), self.atoms(name, row.seen)
+        if "unknown" in (old, name):
+            count_new = count_old  # what failed to be read tells nothing about its atoms
         gains = []
         after = [d.evidence for d in itertools.takewhile(lambda d: d.state == name, later)][:_JUDGED]
         before = [e for _, s, e in itertools.takewhile(lambda b: b[1] == old, reversed(self._before))]
@@ -371,7 +377,9 @@ class TrackHistory:
             self._skipped.append(row)
             return []
         stray = float(np.clip(0.1 * (1.0 - seen.score), 0.002, 0.05))
-        if seen.names.get(name, 0.0) < 0.2:
+        if seen.faint:
+            stray = float(np.clip(1.0 - seen.score, 0.02, 0.4))
+        elif seen.names.get(name, 0.0) < 0.2:
             stray = max(stray, 0.05)
         self._position.recent.append(row)
         changes = self._hops(self._position.push(row, row.yx_nm, stray))
@@ -422,6 +430,10 @@ class TrackHistory:
                 limit = (0.35 + 0.5 * with_switch) * self.material.bond_nm
             else:
                 limit = self.settings.hop_bonds * self.material.bond_nm
+            if not with_switch and np.linalg.norm(step) <= limit:
+                # Small steps may add up to a hop, but the place of a misread frame is no start of one.
+                last = centers[end] - centers[start]
+                step = last if np.linalg.norm(last) > limit else step
             if np.linalg.norm(step) > limit:
                 mixed = mixed or self._between(row) or chain.on_the_way(row, centers[end] - step, centers[end])
                 chain.settled = centers[end].copy()

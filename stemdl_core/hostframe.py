@@ -23,6 +23,10 @@ _ENOUGH_FOR_SHAPE = 24
 _ENOUGH_FOR_PHASE = 6
 #: The most that a drift known from elsewhere can say against a branch [nats].
 _MOST_AGAINST = 3.0
+#: Cost of a jump of the view, or of the specimen, by any distance, and for every nm of it [nats].
+_JUMP, _JUMP_PER_NM = 7.0, 2.0
+#: Steps that missed the prediction by more standard deviations are jumps: the next step is not like them.
+_OUTLYING = 3.0
 
 
 @dataclass(frozen=True)
@@ -186,11 +190,41 @@ class SpecimenFrame:
         self.reference: HostLattice | None = None
         self.current: HostLattice | None = None
         self.drift_nm = np.zeros(2)
+        #: Mean of recent steps, and of what they had more than the drift within frames [nm].
         self.velocity_nm = np.zeros(2)
-        #: Root mean square of what the prediction missed [nm]; starts as wide as a fast drift.
-        self.spread_nm = 0.08
-        self._cell = np.zeros(2)
+        self.excess_nm = np.zeros(2)
+        #: Root mean square of what these two predictions missed [nm]; starts as wide as a fast drift.
+        self._spreads = np.array([0.08, 0.09])
+        self._within: NDArray[np.float64] | None = None
+        self._within_before: NDArray[np.float64] | None = None
         self._last: int | None = None
+
+    @property
+    def spread_nm(self) -> float:
+        """Root mean square of what the better of the predictions missed along an axis [nm]."""
+        return float(self._spreads.min() if self._between is not None else self._spreads[0])
+
+    @property
+    def _between(self) -> NDArray[np.float64] | None:
+        """Drift from the middle of the last frame to that of the newest, by the shear of both [nm]."""
+        if self._within is None or self._within_before is None:
+            return None
+        return 0.5 * (self._within + self._within_before)
+
+    @property
+    def step_nm(self) -> NDArray[np.float64]:
+        """(2,) displacement expected from one frame to the next [nm].
+
+        A slow scan shows the drift within a frame as shear and stretch of the lattice; where the step between
+        frames goes with it, it predicts steps better than the steps before do.
+        """
+        if self._between is not None and self._spreads[1] < self._spreads[0]:
+            return self.excess_nm + self._between
+        return self.velocity_nm
+
+    def look(self, within_nm: ArrayLike | None) -> None:
+        """Note the drift within the newest frame, from its first to its last line, up to a constant [nm]."""
+        self._within = None if within_nm is None else np.asarray(within_nm, dtype=np.float64)
 
     def candidates(
         self,
@@ -206,7 +240,7 @@ class SpecimenFrame:
         `steps` is the number of frames since the last one. Branches near `given_nm`, a drift known from
         elsewhere, are among them. Without a lattice there is one candidate, with a cell of NaN.
         """
-        predicted = self.drift_nm + steps * self.velocity_nm
+        predicted = self.drift_nm + steps * self.step_nm
         if given_nm is not None and (lattice is None or self.reference is None):
             predicted = np.asarray(given_nm, dtype=float)
         if lattice is None or self.reference is None:
@@ -242,8 +276,9 @@ class SpecimenFrame:
         defect tells the branch (`alone`) it is the only one.
         """
         if given_nm is None or not alone:
-            miss = drift_nm - self.drift_nm - steps * self.velocity_nm
+            miss = drift_nm - self.drift_nm - steps * self.step_nm
             cost = 2.5 * float(np.log1p(miss @ miss / (3 * steps * self.spread_nm**2)))
+            cost = min(cost, _JUMP + _JUMP_PER_NM * float(np.linalg.norm(miss)))
         else:
             cost = 0.0
         if given_nm is not None:
@@ -274,12 +309,19 @@ class SpecimenFrame:
             )
         if self._last is not None:
             step = (drift_nm - self.drift_nm) / steps
-            miss = step - self.velocity_nm
-            self.spread_nm = float(
-                np.clip(np.sqrt(0.85 * self.spread_nm**2 + 0.15 * (miss @ miss) / 2), 0.015, 0.15)
-            )
+            between = self._between
+            beyond = np.zeros(2) if between is None else step - between - self.excess_nm
+            misses = np.stack([step - self.velocity_nm, beyond])
+            # A jump says nothing about the steps to come.
+            length = np.linalg.norm(misses, axis=1)
+            misses *= np.minimum(1.0, _OUTLYING * np.sqrt(2.0) * self._spreads / np.maximum(length, 1e-12))[:, None]
+            spreads = np.sqrt(0.85 * self._spreads**2 + 0.15 * (misses**2).sum(axis=1) / 2)
+            known = np.array([True, between is not None])
+            self._spreads = np.where(known, np.clip(spreads, 0.015, 0.15), self._spreads)
             # Only part of a step predicts the next: jitter would otherwise be counted twice.
-            self.velocity_nm = 0.7 * self.velocity_nm + 0.3 * step
+            self.velocity_nm = self.velocity_nm + 0.3 * misses[0]
+            self.excess_nm = self.excess_nm + 0.2 * misses[1]
+        self._within_before = self._within
         self._last = 0
         self.drift_nm = np.asarray(drift_nm, dtype=np.float64)
         if lattice is not None:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 _FORBIDDEN = 1e6
+#: Cost of a vacancy that the network took for an atom [nats].
+_OVERLOOKED = 1.2
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class TrackSettings:
         two orientations [deg].
     border_nm : float
         Nearer than this to the border of the image a defect cannot be told whole [nm].
-    confirm : float
-        Evidence that makes a track real: a good reading counts its probability, a missing one -0.6.
+    confirm, confirm_later : float
+        Evidence that makes a track real, for those of the first frames and for those that appear later: a good
+        reading counts its probability, a missing one -0.6.
     merge_range_nm : float
         Defects nearer than this can merge or have split [nm].
     """
@@ -59,6 +62,7 @@ class TrackSettings:
     mixed_deviation_deg: float = 14.0
     border_nm: float = 0.3
     confirm: float = 1.5
+    confirm_later: float = 2.2
     merge_range_nm: float = 1.0
 
 
@@ -101,13 +105,34 @@ class Linked:
 
 
 def position_cost(
-    distance_nm: NDArray[np.float64], *, sigma_nm: float, missed: NDArray[np.float64]
+    distance_nm: NDArray[np.float64],
+    *,
+    sigma_nm: float,
+    missed: NDArray[np.float64],
+    hop_nm: float = 0.142,
+    heavy: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
-    """Negative log-likelihood of displacements: rest with scatter, or a hop now and then."""
-    hop = np.minimum(0.02 * (1.0 + missed), 0.2)
+    """Negative log-likelihood of displacements: rest with scatter, or a hop now and then.
+
+    Parameters
+    ----------
+    distance_nm : (T, D) float64
+        Displacements [nm].
+    sigma_nm : float
+        Scatter of a resting defect along one axis [nm].
+    missed : (T, 1) float64
+        Frames since the defect was last seen.
+    hop_nm : float
+        Length of the shortest hop [nm]; longer ones are rarer.
+    heavy : (T, 1) bool, optional
+        Clusters: they turn and change, but hardly ever hop.
+    """
+    hop = np.minimum(0.03 * (1.0 + missed), 0.2)
+    if heavy is not None:
+        hop = np.where(heavy, 0.1 * hop, hop)
     with np.errstate(under="ignore"):
         rest = (1.0 - hop) * np.exp(-0.5 * (distance_nm / (1.4 * sigma_nm)) ** 2)
-        return -np.log(rest + hop * np.exp(-distance_nm / 0.2))
+        return -np.log(rest + hop * np.exp(-1.4 * distance_nm / hop_nm))
 
 
 def _species_cost(a: Mapping[str, int], b: Mapping[str, int]) -> float:
@@ -153,6 +178,9 @@ def link(
     foreign: Sequence[Mapping[str, int]],
     birth: NDArray[np.float64],
     settings: TrackSettings,
+    *,
+    hop_nm: float = 0.142,
+    faint: NDArray[np.float64] | None = None,
 ) -> Linked:
     """Cheapest assignment of detections to tracks.
 
@@ -168,6 +196,10 @@ def link(
     birth : (D,) float64
         Cost of a detection that belongs to no track.
     settings : TrackSettings
+    hop_nm : float
+        Length of the shortest hop [nm].
+    faint : (D,) float64, optional
+        Evidence of detections that count only where a vacancy is expected [nats]; 0 for all others.
 
     References
     ----------
@@ -180,9 +212,17 @@ def link(
     where = np.array([t.yx_nm for t in targets])
     missed = np.array([[t.missed] for t in targets], dtype=float)
     distance = np.linalg.norm(where[:, None] - yx_nm[None], axis=-1)
-    cost = position_cost(distance, sigma_nm=settings.position_sigma_nm, missed=missed)
+    heavy = np.array([[sum(t.foreign.values()) > 1] for t in targets])
+    cost = position_cost(
+        distance, sigma_nm=settings.position_sigma_nm, missed=missed, hop_nm=hop_nm, heavy=heavy
+    )
     # An atom more or less moves the centre: such a step says nothing about rest.
     cost = np.where(recomposition(targets, foreign), distance / 0.2, cost) + chemistry
+    if faint is not None and faint.any():
+        holes = np.array([[t.real and t.name == "SV" and not t.away] for t in targets])
+        # Without the vacancy the site would be an atom as faint as that; with it, the network overlooked it.
+        cost = np.where(faint > 0, np.where(holes, cost - faint + _OVERLOOKED, _FORBIDDEN), cost)
+        birth = np.where(faint > 0, 0.0, birth)
     limit = np.array([[min(settings.search_range_nm, 0.12) if t.away else settings.search_range_nm] for t in targets])
     cost[distance > limit] = _FORBIDDEN
     table = np.full((count + found, count + found), _FORBIDDEN)

@@ -225,7 +225,8 @@ class Roster:
         track.last_border_nm = seen.border_nm
         track.evidence += _weight(seen)
         self.report(track, changes)
-        if not track.real and track.evidence >= self.settings.confirm:
+        enough = self.settings.confirm_later if track.born else self.settings.confirm
+        if not track.real and track.evidence >= enough:
             self.confirm(track)
 
     def confirm(self, track: LiveTrack) -> None:

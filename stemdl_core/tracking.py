@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from .analysis import FrameAnalysis
 from .errors import StemdlError
-from .hostframe import SpecimenFrame, host_lattice
+from .hostframe import HostLattice, SpecimenFrame, host_lattice
 from .linking import Linked, Target, TrackSettings, birth_costs, chemistry_costs, link
 from .materials import Material, get_material
-from .observations import Observation, observe
+from .observations import Observation, faint_sites, observe
 from .roster import COLUMNS, LiveTrack, Moment, Roster
 from .trajectories import Drift, Event, Events, Tracks
 
 #: Frames that have lost this much of this many atoms are bad; after so many in a row the specimen has.
 _LATTICE_ATOMS, _REAL_LOSS = 20.0, 12
+#: Host atoms that show the shear of a frame well enough, and tracks beyond which far branches are not tried.
+_SHEAR_SITES, _CROWD = 40, 30
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ class Tracker:
         self._roster: Roster | None = None
         self._shape: tuple[int, int] | None = None
         self._usual_atoms, self._lattice_lost = 0.0, 0
+        self._basis_px: NDArray[np.float64] | None = None
+        self._basis_sum, self._basis_count = np.zeros((2, 2)), 0
+        self._middle: NDArray[np.float64] | None = None
         self._given: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._seen = 0
         self._frames: list[int] = []
@@ -142,8 +147,20 @@ class Tracker:
         if fault is not None:
             return self.skip(analysis.frame, fault)
         self._seen += 1
-        found = observe(analysis)
+        # The pixel size of every frame is checked against its lattice, which drift within the frame bends: the
+        # middle of the image stays where it is all the same.
+        middle = analysis.pixel_size.to_nm([(n - 1) / 2 for n in analysis.shape])
+        if self._middle is None:
+            self._middle = middle
+        aside = self._middle - middle
+        certain = observe(analysis)
+        # Vacancies of the frames before may be among the faint atoms of this one.
+        holes = any(t.real and t.history.likely_name == "SV" for t in roster.live)
+        found = certain + (faint_sites(analysis, certain) if holes else [])
+        found = [replace(s, yx_nm=s.yx_nm + aside) for s in found]
         lattice = host_lattice(analysis, prior=self._specimen.current or self._specimen.reference)
+        if lattice is not None:
+            lattice = replace(lattice, origin_nm=lattice.origin_nm + aside)
         steps = analysis.frame - self._frames[-1] if self._frames else 1
         positions, targets, linked = self._place(analysis, found, lattice, steps, drift_nm, drift_sigma_nm)
         roster.next_frame(Moment(len(self._frames), analysis.frame, analysis.time_s))
@@ -151,7 +168,7 @@ class Tracker:
         self._drift.append((float(self._specimen.drift_nm[0]), float(self._specimen.drift_nm[1])))
         told = len(roster.events)
         taken = {id(targets[i]): j for i, j in linked.pairs}
-        free = set(range(len(found))) - set(taken.values())
+        free = set(range(len(certain))) - set(taken.values())
         parts = roster.revive(targets, taken, found, positions, free)
         size = analysis.pixel_size.to_nm([analysis.shape[0], analysis.shape[1]])
         reference = self._specimen.reference
@@ -197,7 +214,13 @@ class Tracker:
     ) -> tuple[NDArray[np.float64], list[LiveTrack], Linked]:
         """Drift and links that are most probable together."""
         specimen, settings = self._specimen, self.settings
-        centre = analysis.pixel_size.to_nm([(analysis.shape[0] - 1) / 2, (analysis.shape[1] - 1) / 2])
+        assert self._roster is not None
+        material = self._roster.material
+        # Chalcogen vacancies go from column to column of their sublattice, atoms of graphene from bond to bond.
+        hop_nm = material.bond_nm if material.kind == "honeycomb" else material.lattice_nm
+        assert self._middle is not None
+        specimen.look(self._within(analysis, lattice))
+        centre = self._middle
         size = analysis.pixel_size.to_nm([analysis.shape[0], analysis.shape[1]])
         yx = np.array([s.yx_nm for s in found]).reshape(-1, 2)
         births = birth_costs([s.border_nm for s in found], settings)
@@ -212,8 +235,8 @@ class Tracker:
             expected = drift_then + np.asarray(given, dtype=float) - given_then
         else:
             expected = None
-        alone = not found
-        assert self._roster is not None
+        faint = np.array([s.faint for s in found])
+        alone = not (faint == 0).any()
         tracks = [*self._roster.live, *self._roster.away]
         foreign = [s.foreign for s in found]
         # What the tracks are does not depend on where they are.
@@ -221,15 +244,17 @@ class Tracker:
         chemistry = chemistry_costs(known, foreign, [s.names for s in found])
         # No assignment costs less than this, wherever the defects are.
         least = float(np.minimum(chemistry.min(axis=1), 0.0).sum()) - 5.0 if chemistry.size else 0.0
+        least -= float(faint.max()) * sum(t.name == "SV" for t in known) if len(faint) else 0.0
         best: tuple[float, Any] | None = None
-        reach = 0.35
+        # With many defects a jump that all of them follow is found from those that are near by chance, too late.
+        reach = 0.35 if len(tracks) > _CROWD else 0.8
         for drift, cell in specimen.candidates(lattice, centre, reach_nm=reach, given_nm=expected, steps=steps):
             prior = specimen.cost(drift, given_nm=expected, given_sigma_nm=sigma, steps=steps, alone=alone)
             if best is not None and prior + least > best[0]:
                 continue
             positions = specimen.to_specimen(yx, lattice, drift, cell)
             targets = [self._target(t, drift, size) for t in tracks]
-            linked = link(targets, positions, chemistry, foreign, births, settings)
+            linked = link(targets, positions, chemistry, foreign, births, settings, hop_nm=hop_nm, faint=faint)
             total = prior + linked.cost
             if best is None or total < best[0]:
                 best = (total, (drift, positions, linked))
@@ -238,6 +263,19 @@ class Tracker:
         specimen.accept(lattice, drift, steps=steps)
         self._anchor(given)
         return positions, tracks, linked
+
+    def _within(self, analysis: FrameAnalysis, lattice: HostLattice | None) -> NDArray[np.float64] | None:
+        """Drift from the first to the last line of a frame (y, x) [nm], relative to that in the first frame."""
+        if lattice is None or lattice.sites < _SHEAR_SITES:
+            return None
+        pixel = analysis.pixel_size
+        basis_px = pixel.to_px(lattice.basis_nm)
+        if self._basis_px is None:
+            self._basis_px = basis_px
+        self._basis_sum += lattice.basis_nm
+        self._basis_count += 1
+        bent = np.linalg.inv(self._basis_px) @ basis_px
+        return analysis.shape[0] * pixel.nm * np.array([bent[0, 0] - 1.0, bent[0, 1]])
 
     def _anchor(self, given: ArrayLike | None) -> None:
         """Remember which drift of ours goes with one known from elsewhere."""
@@ -306,14 +344,23 @@ class Tracker:
                 rows[key] += track.rows[key]
             rows["track_id"] += [track.id] * len(names)
             rows["name"] += names
-        drift = np.array(self._drift).reshape(-1, 2)
         reference = self._specimen.reference
+        straight, middle = np.eye(2), np.zeros(2)
+        if reference is not None and self._basis_count and self._middle is not None:
+            # The first frame may be sheared by drift within it: the mean of all frames is the better measure.
+            straight = np.linalg.inv(reference.basis_nm) @ (self._basis_sum / self._basis_count)
+            middle = self._middle
+        drift = np.array(self._drift).reshape(-1, 2) @ straight
+        if rows["y_nm"]:
+            places = middle + (np.stack([rows["y_nm"], rows["x_nm"]], axis=1) - middle) @ straight
+            rows["y_nm"], rows["x_nm"] = places.T.tolist()
+        events = [replace(e, step_nm=tuple((np.array(e.step_nm) @ straight).tolist())) for e in events]
         return Tracks.from_rows(
             rows,
             drift=Drift(np.array(self._frames), drift[:, 0], drift[:, 1]),
             events=Events(tuple(sorted(events, key=lambda e: (e.frame, e.track_ids, e.kind)))),
             faults=tuple(self._faults),
-            lattice=None if reference is None else reference.basis_nm,
+            lattice=None if reference is None else reference.basis_nm @ straight,
             frames=self._seen,
         )
 

@@ -81,6 +81,18 @@ def _drawn(
     return Placed(track_id, kind, (float(at[0]), float(at[1])), best[1])
 
 
+def _bridge(base: Specimen, track_id: int, a: NDArray[np.float64], b: NDArray[np.float64]) -> Placed:
+    """A four-fold atom in the place of two neighbouring host atoms."""
+    middle = (a + b) / 2
+    drawn = [_drawn(base, track_id, "Si-C4", at, _beside(middle)) for at in (middle, a, b)]
+
+    def off(placed: Placed) -> float:
+        specimen = add_defect(base, placed.kind, placed.at_nm, rng=np.random.default_rng(placed.seed))
+        return float(np.linalg.norm(_at(specimen) - middle))
+
+    return min(drawn, key=off)
+
+
 def _at(specimen: Specimen) -> NDArray[np.float64]:
     return position(specimen, len(specimen.defects) - 1)
 
@@ -109,7 +121,7 @@ def _changes(frames: int, rate: float, rng: np.random.Generator) -> list[int]:
 def _switching(base: Specimen, frames: int, rate: float, rng: np.random.Generator) -> Any:
     home = _site(base, np.asarray(base.shape_nm) / 2)
     three = _drawn(base, 1, "Si-C3", home)
-    fours = [_drawn(base, 1, "Si-C4", (home + n) / 2, _beside((home + n) / 2)) for n in _neighbours(base, home)]
+    fours = [_bridge(base, 1, home, n) for n in _neighbours(base, home)]
     states, events, now = [], [], three
     times = set(_changes(frames, rate, rng))
     for t in range(frames):
@@ -196,7 +208,8 @@ def _visitors(base: Specimen, frames: int, rate: float, rng: np.random.Generator
         guests.append(_drawn(base, 2 + k, kind, _site(base, np.array(spot) * (height, width))))
         spans.append((start, end))
         events += [TrueEvent(start, "birth", (2 + k,), "", kind), TrueEvent(end, "death", (2 + k,), kind, "")]
-    states = [(resident, *(g for g, (a, b) in zip(guests, spans) if a <= t < b)) for t in range(frames)]
+    # The four-fold atom is drawn first: its direction must not depend on who else is there.
+    states = [(*(g for g, (a, b) in reversed(list(zip(guests, spans))) if a <= t < b), resident) for t in range(frames)]
     return states, events
 
 
