@@ -73,7 +73,7 @@ def find_peaks(card: ModelCard, maps: NDArray[np.float32]) -> Peaks:
     radius = card.radius_nm / card.pixel_size_nm
     atoms = atom_map(card, maps)
     threshold = card.thresholds["site"]
-    reach = max(int(SEPARATION_NM / card.pixel_size_nm), 1)
+    reach = max(SEPARATION_NM / card.pixel_size_nm, 1.0)
     yx, response = _log_blobs(atoms, radius, threshold, reach)
     share = np.zeros(len(yx))
     dopant_channel = card.classes.index("dopant") if "dopant" in card.classes else None
@@ -99,8 +99,12 @@ def find_peaks(card: ModelCard, maps: NDArray[np.float32]) -> Peaks:
 
 
 def _log_blobs(probability: NDArray[np.float32], radius: float, threshold: float,
-               reach: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Maxima of the scale-normalised negative Laplacian of Gaussian above a threshold, `reach` pixels apart."""
+               reach: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Maxima of the scale-normalised negative Laplacian of Gaussian above a threshold, `reach` pixels apart.
+
+    The distance is one between sub-pixel positions: a square window of whole pixels would drop atoms whose neighbour
+    lies along its diagonal.
+    """
     # A disc of radius r answers most strongly at sigma = r / sqrt(2); discs are a few pixels wide, so never less
     # than one pixel.
     sigma = max(radius / np.sqrt(2.0), 1.0)
@@ -108,7 +112,7 @@ def _log_blobs(probability: NDArray[np.float32], radius: float, threshold: float
     response /= _disc_response(radius, sigma)
     # Two equal neighbours (a blob centred between pixels) are one maximum: an imperceptible slope decides.
     response += 1e-9 * np.arange(response.size).reshape(response.shape)
-    top = (response == maximum_filter(response, 2 * reach + 1, mode="constant")) & (response > threshold)
+    top = (response == maximum_filter(response, 3, mode="constant")) & (response > threshold)
     rows, columns = np.nonzero(top)
     if len(rows) == 0:
         return np.empty((0, 2)), np.empty(0)
@@ -122,7 +126,17 @@ def _log_blobs(probability: NDArray[np.float32], radius: float, threshold: float
         with np.errstate(divide="ignore", invalid="ignore"):
             step = 0.5 * (before - after) / curvature
         offset[:, axis] = np.where(curvature < 0, np.clip(step, -0.5, 0.5), 0.0)
-    return np.stack([rows, columns], axis=1) + offset, center.astype(np.float64)
+    yx = np.stack([rows, columns], axis=1) + offset
+    keep = np.ones(len(yx), dtype=bool)
+    pairs = cKDTree(yx).query_pairs(reach, output_type="ndarray")
+    if len(pairs):
+        # The strongest first: a blob that gave way to a stronger one takes nothing away from a third.
+        weaker = np.where(center[pairs[:, 0]] < center[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
+        stronger = pairs.sum(axis=1) - weaker
+        for k in np.lexsort((-center[weaker], -center[stronger])):
+            if keep[stronger[k]]:
+                keep[weaker[k]] = False
+    return yx[keep], center[keep].astype(np.float64)
 
 
 def _disc_response(radius: float, sigma: float) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial import cKDTree
 
 from stemdl_core.peaks import find_peaks, in_mask, masked_area, near_border, scores
 from stemdl_core.targets import class_map
@@ -101,3 +104,20 @@ def test_border_and_mask_make_edges():
     sites = np.array([[50.0, 20.0], [2.0, 20.0], [50.0, 55.0], [50.0, 40.0]])
     near = near_border(sites, (100, 100), 6.0, mask, 0.5)
     assert near.tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("angle_deg", range(0, 90, 9))
+def test_neighbours_along_the_diagonal_are_both_found(angle_deg):
+    """Carbon neighbours 142 pm apart at 20 pm a pixel, in all directions and between pixels."""
+    card = replace(CARD, radius_nm=0.025, thresholds={"site": 0.125, "masked": 0.5})
+    step = 7.1 * np.array([np.sin(np.radians(angle_deg)), np.cos(np.radians(angle_deg))])
+    for shift in (0.0, 0.25, 0.5, 0.75):
+        true = np.array([[20.0 + shift, 20.0], [20.0 + shift, 20.0] + step])
+        weak = np.array([0.95, 0.75])
+        probability = np.zeros((len(card.classes), 48, 48), dtype=np.float32)
+        for position, height in zip(true, weak):
+            distance = np.hypot(*(np.indices((48, 48)) - position[:, None, None]))
+            probability[1] += height * np.clip(1.75 - distance, 0, 1).astype(np.float32)
+        found = find_peaks(card, probability)
+        assert len(found.yx_px) == 2
+        assert cKDTree(found.yx_px).query(true)[0].max() < 0.4
