@@ -1,0 +1,356 @@
+"""Which sublattice of a dichalcogenide is the metal's.
+
+Neighbours alternate along the bonds of the graph; which of the two colours is the metal is decided for the image
+as a whole, by the likelihood of everything that is seen under both assignments and every detector: the ratio of
+the two host levels, the levels and shares of the other components (half a column is a chalcogen vacancy), and
+how smoothly the brightness of each sublattice varies over the image, since only a column of two atoms feels the
+local tilt of the sheet. No threshold, and an honest probability at the end.
+
+Where two grains meet, rings of five and seven make the colours contradict each other. There the bonds of such
+rings are cut, and every connected part is assigned by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
+from scipy.spatial import cKDTree
+
+from .detectors import Reading, all_detectors, chalcogen_readings, metal_readings
+from .materials import Material
+from .mixture import Mixture, fit_mixture
+from .planar import find_faces
+from .sites import Sites
+
+#: Uncertainty of the logarithm of a brightness ratio that a detector predicts: tilt, thermal motion, defocus.
+RATIO_TOLERANCE = 0.14
+#: What the tails of neighbours leave on an empty site, as part of a host column.
+_FLOOR = 0.05
+#: Density of a component that nothing explains, per unit of the logarithm of its brightness and share.
+_UNEXPLAINED = math.log(2e-4)
+#: Log-odds where the species of the sites say which sublattice is which.
+_TOLD = 20.0
+#: Columns this far from the median, relative to it, are no host columns when slow variations are measured.
+_HOST_RANGE = 0.4
+#: Fewer columns than this on a sublattice tell nothing.
+FEWEST = 8
+
+
+@dataclass(frozen=True)
+class Sublattices:
+    """Assignment of the sublattices.
+
+    Parameters
+    ----------
+    metal : (N,) bool
+        On the metal sublattice.
+    log_odds : float
+        Logarithm of the odds that this is right rather than the reverse.
+    detector : (R,) float64
+        Probability of every detector.
+    value, sigma : (N,) float64
+        Brightness after slow variations over the image were divided out, and its uncertainty.
+    mixtures : mapping of bool to Mixture
+        Of the metal (True) and chalcogen (False) sublattice, in units of `unit`.
+    unit : mapping of bool to float
+        Typical brightness of the sublattice.
+    host : mapping of bool to int
+        Component that is the host.
+    """
+
+    metal: NDArray[np.bool_]
+    log_odds: float
+    detector: NDArray[np.float64]
+    value: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    mixtures: dict[bool, Mixture]
+    unit: dict[bool, float]
+    host: dict[bool, int]
+
+
+def two_colour(n_sites: int, pairs: NDArray[np.int64], strain: NDArray[np.float64] | None = None
+               ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Alternating colour 0/1 along bonds, and the connected part of every site.
+
+    Parameters
+    ----------
+    n_sites : int
+    pairs : (B, 2) int64
+        Bonds.
+    strain : (B,) float64, optional
+        How doubtful each bond is; the most natural ones are followed first.
+    """
+    weight = np.ones(len(pairs)) if strain is None else 1.0 + np.asarray(strain, dtype=np.float64)
+    adjacency = coo_array((weight, (pairs[:, 0], pairs[:, 1])), shape=(n_sites, n_sites)).tocsr()
+    if strain is not None and len(pairs):
+        adjacency = minimum_spanning_tree(adjacency)
+    count, part = connected_components(adjacency, directed=False)
+    colour = np.zeros(n_sites, dtype=np.int64)
+    for k in np.flatnonzero(np.bincount(part, minlength=count) > 1).tolist():
+        order, before = breadth_first_order(adjacency, int(np.argmax(part == k)), directed=False)
+        for i in order[1:].tolist():
+            colour[i] = 1 - colour[before[i]]
+    return colour, part.astype(np.int64)
+
+
+def coloured_parts(yx_nm: NDArray[np.float64], pairs: NDArray[np.int64]
+                   ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Colours that no bond within a part contradicts, but for single wrong bonds.
+
+    Where colours contradict each other, the bonds of rings with an odd number of sites are cut first.
+    """
+    if len(pairs) == 0:
+        return np.zeros(len(yx_nm), dtype=np.int64), np.arange(len(yx_nm), dtype=np.int64)
+    length = np.hypot(*(yx_nm[pairs[:, 0]] - yx_nm[pairs[:, 1]]).T)
+    strain = np.abs(length / np.median(length) - 1.0)
+    colour, part = two_colour(len(yx_nm), pairs, strain)
+    if not np.any(colour[pairs[:, 0]] == colour[pairs[:, 1]]):
+        return colour, part
+    faces = find_faces(yx_nm, pairs[:, 0], pairs[:, 1])
+    if not len(faces):
+        return colour, part
+    odd = (faces.size % 2 == 1) & (faces.area > 0) & (faces.size < 12)
+    keep = np.ones(len(pairs), dtype=bool)
+    keep[np.flatnonzero(odd[faces.face]) % len(pairs)] = False
+    return two_colour(len(yx_nm), pairs[keep], strain[keep])
+
+
+def assign_sublattices(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np.int64], material: Material,
+                       dopant: str | None) -> Sublattices | None:
+    """Decide which columns are metal; None where there are too few columns to tell anything.
+
+    Parameters
+    ----------
+    yx_nm : (N, 2) float64
+        Positions [nm].
+    sites : Sites
+        With `intensity`, in any common unit.
+    pairs : (B, 2) int64
+        Bonds between neighbouring columns.
+    material : Material
+    dopant : str, optional
+        The element expected on metal sites; the material's by default.
+    """
+    colour, part = coloured_parts(yx_nm, pairs)
+    value, sigma = sites.intensity.copy(), sites.intensity_sigma.copy()
+    usable = np.isfinite(value)
+    sizes = np.bincount(part) if len(part) else np.zeros(0, dtype=np.int64)
+    if len(sizes) == 0 or usable.sum() < 2 * FEWEST:
+        return None
+    sigma = np.where(np.isfinite(sigma), sigma, 0.1 * float(np.median(value[usable])))
+    main = part == int(sizes.argmax())
+    sides = [np.flatnonzero(main & (colour == c) & usable) for c in (0, 1)]
+    if min(len(s) for s in sides) < FEWEST or min(float(np.median(value[s])) for s in sides) <= 0:
+        return None
+    smooth = smoothness(yx_nm, value, sides)
+    flat, flat_sigma = value.copy(), sigma.copy()
+    for own, other in (sides, sides[::-1]):
+        gain = slow_gain(yx_nm, value, own, other)
+        flat[own], flat_sigma[own] = value[own] / gain, sigma[own] / gain
+    units = [float(np.median(flat[s])) for s in sides]
+    mixtures = [fit_mixture(flat[s] / u, flat_sigma[s] / u) for s, u in zip(sides, units)]
+    on_metal, on_chalcogen = metal_readings(material, dopant), chalcogen_readings(material)
+    verdicts = [_read(mixtures[m], mixtures[1 - m], units[m] / units[1 - m], (len(sides[m]), len(sides[1 - m])),
+                      material, on_metal, on_chalcogen) for m in (0, 1)]
+    evidence = smooth[1] - smooth[0]
+    odds = verdicts[0].log_likelihood - verdicts[1].log_likelihood + _tilt_evidence(evidence)
+    if np.isin(material.species, sites.species).all():
+        # Somebody has told them apart already.
+        odds = _TOLD * sum(np.sign(np.mean(sites.species[s] == material.species[0]) - 0.5) * k
+                           for s, k in zip(sides, (1.0, -1.0))) / 2.0
+    m = 0 if odds >= 0 else 1
+    metal = np.zeros(len(colour), dtype=bool)
+    metal[main & (colour == m)] = True
+    if not main.all():
+        densities = [mixtures[c].log_density(flat / units[c], flat_sigma / units[c]) - math.log(units[c])
+                     for c in (m, 1 - m)]
+        excess = np.where(usable, np.clip(densities[0] - densities[1], -4.0, 4.0), 0.0)
+        metal |= _other_parts(yx_nm, colour, part, main, metal, excess)
+    verdict = verdicts[m]
+    return Sublattices(metal, abs(odds), verdict.detector, flat, flat_sigma,
+                       {True: mixtures[m], False: mixtures[1 - m]}, {True: units[m], False: units[1 - m]},
+                       {True: verdict.metal_host, False: verdict.chalcogen_host})
+
+
+def _other_parts(yx_nm: NDArray[np.float64], colour: NDArray[np.int64], part: NDArray[np.int64],
+                 main: NDArray[np.bool_], metal: NDArray[np.bool_],
+                 excess: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Metal sites of the parts that hang on the main one by no unbroken chain of alternating bonds.
+
+    `excess` is the logarithm of how much better a column's brightness suits the metal. Small pieces also listen
+    to where the main part's lattice, two neighbours away, has its metal.
+    """
+    result = np.zeros(len(colour), dtype=bool)
+    others = np.unique(part[~main])
+    sums = np.bincount(part, weights=excess * (1 - 2 * colour), minlength=int(part.max()) + 1)
+    near, index = cKDTree(yx_nm[main]).query(yx_nm, k=3, distance_upper_bound=0.45)
+    inside = np.flatnonzero(main)
+    first = np.median(near[main][:, 1]) if main.sum() > 3 else 0.19
+    for k in others.tolist():
+        here = np.flatnonzero(part == k)
+        score = float(sums[k])
+        if len(here) <= 12:
+            # Nearest neighbours in the main part are of the other kind.
+            touch = near[here] < 1.3 * first
+            kinds = metal[inside[np.minimum(index[here], len(inside) - 1)]]
+            votes = np.where(touch, np.where(kinds, -1.0, 1.0), 0.0).sum(axis=1)
+            score += float(np.sum(2.0 * votes * (1 - 2 * colour[here])))
+        result[here] = colour[here] == (0 if score >= 0 else 1)
+    return result
+
+
+def slow_gain(yx_nm: NDArray[np.float64], value: NDArray[np.float64], own: NDArray[np.int64],
+              other: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Slow variation of the brightness of one sublattice over the image.
+
+    Contamination and a sloping detector dim both sublattices alike and the other one shows by how much; tilt
+    dims the two-atom columns alone, so that they have to be their own reference. What makes the columns more
+    alike is used, and neither where it does not.
+    """
+    best = np.ones(len(own))
+    if len(own) < 60 or len(other) < 60:
+        return best
+    middle = np.median(value[own])
+    scatter = 0.93 * float(np.median(np.abs(value[own] / middle - 1.0)))
+    candidates = [_local_median(yx_nm, value, own, other, 20)]
+    if scatter < 0.15:  # one level: in an alloy the local median would jump from one to the other
+        candidates.append(_local_median(yx_nm, value, own, own, 24))
+    for gain in candidates:
+        ratio = value[own] / gain
+        spread = float(np.median(np.abs(ratio / np.median(ratio) - 1.0)))
+        if spread < scatter:
+            best, scatter = gain, 0.97 * spread
+    return best
+
+
+def _local_median(yx_nm: NDArray[np.float64], value: NDArray[np.float64], at: NDArray[np.int64],
+                  source: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    level = float(np.median(value[source]))
+    # A cluster of dopants or vacancies is no slow variation.
+    host = source[np.abs(value[source] / level - 1.0) < _HOST_RANGE]
+    if len(host) < 2 * count:
+        return np.ones(len(at))
+    near = cKDTree(yx_nm[host]).query(yx_nm[at], k=count)[1]
+    return np.asarray(np.median(value[host][near], axis=1) / level)
+
+
+def smoothness(yx_nm: NDArray[np.float64], value: NDArray[np.float64],
+               sides: list[NDArray[np.int64]]) -> tuple[float, float]:
+    """Logarithm of the standard deviation of the smooth part of each sublattice's relative brightness.
+
+    Columns are compared with the mean of their six nearest of the same sublattice: the covariance is free of the
+    noise of single columns. Both are 0 where the image is too small to tell.
+    """
+    if min(len(s) for s in sides) < 150:
+        return 0.0, 0.0
+    relative, absolute = [], []
+    for side in sides:
+        v = value[side]
+        middle = float(np.median(v))
+        width = 1.4826 * float(np.median(np.abs(v - middle)))
+        # Vacancies and dopants are not part of it.
+        host = np.abs(v - middle) < 3.0 * width
+        yx, deviation = yx_nm[side[host]], v[host] - middle
+        if len(yx) < 100:
+            return 0.0, 0.0
+        deviation = deviation - deviation.mean()
+        around = deviation[cKDTree(yx).query(yx, k=7)[1][:, 1:]].mean(axis=1)
+        covariance = max(float(np.mean(deviation * around)), 0.0)
+        relative.append(0.5 * math.log(covariance / middle**2 + 0.025**2))
+        absolute.append(0.5 * math.log(covariance + (0.025 * middle) ** 2))
+    # A gain varies both in proportion to their brightness, a layer on top by the same amount: what is left by
+    # either explanation is the tilt.
+    differences = (relative[1] - relative[0], absolute[1] - absolute[0])
+    if differences[0] * differences[1] <= 0:
+        return 0.0, 0.0
+    least = min(differences, key=abs)
+    return -0.5 * least, 0.5 * least
+
+
+def _tilt_evidence(difference: float) -> float:
+    """Log-likelihood ratio for side 1 being the chalcogen, from how much more smoothly it varies."""
+
+    def density(x: float) -> float:
+        same = 0.6 / 0.25 * math.exp(-0.5 * (x / 0.25) ** 2)
+        tilted = 0.4 / 0.4 * math.exp(-0.5 * ((x - 0.6) / 0.4) ** 2)
+        return same + tilted + 0.03
+
+    return math.log(density(difference) / density(-difference))
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    log_likelihood: float
+    detector: NDArray[np.float64]
+    metal_host: int
+    chalcogen_host: int
+
+
+def _read(metal: Mixture, chalcogen: Mixture, ratio: float, counts: tuple[int, int], material: Material,
+          on_metal: list[Reading], on_chalcogen: list[Reading]) -> _Verdict:
+    """Likelihood of two mixtures as metal and chalcogen sublattice; `ratio` is that of their units."""
+    d = all_detectors()
+    expected = np.log(d.one(material.species[0]) / d.pair(material.species[1]))
+    rows, hosts = [], []
+    for h in np.flatnonzero(metal.weight > 0.25).tolist():
+        beside = _explain(metal, h, counts[0], on_metal)
+        for g in np.flatnonzero(chalcogen.weight > 0.35).tolist():
+            seen = math.log(max(ratio * metal.mean[h] / max(chalcogen.mean[g], 1e-3), 1e-3))
+            here = np.log(d.prior) - 0.5 * ((seen - expected) / RATIO_TOLERANCE) ** 2
+            rows.append(np.maximum(here, -40.0) + beside + _explain(chalcogen, g, counts[1], on_chalcogen))
+            hosts.append((h, g))
+    if not rows:
+        return _Verdict(-1e3, d.prior, int(metal.weight.argmax()), int(chalcogen.weight.argmax()))
+    totals = [_log_sum(r) for r in rows]
+    best = int(np.argmax(totals))
+    together = _log_sum(np.array(totals))
+    return _Verdict(together, np.exp(rows[best] - totals[best]), *hosts[best])
+
+
+def _explain(mixture: Mixture, host: int, count: int, readings: list[Reading]) -> NDArray[np.float64]:
+    """(R,) log-likelihood, on every detector, of the components beside the host."""
+    total = np.full(len(all_detectors().prior), math.log(max(mixture.weight[host], 1e-6)))
+    if len(mixture.mean) == 1:
+        # A sublattice with nothing odd on it: most likely where little is expected.
+        return total + math.log(max(1.0 - max(r.prior for r in readings), 0.2))
+    for k in range(len(mixture.mean)):
+        if k == host:
+            continue
+        ratio, share = max(float(mixture.mean[k] / mixture.mean[host]), 0.02), float(mixture.weight[k])
+        best = component_odds(ratio, share, count, mixture.width, readings)
+        total = total + np.logaddexp(_log_sum(best, axis=0), _UNEXPLAINED)
+    return total
+
+
+def component_odds(ratio: float, share: float, count: int, width: float,
+                   readings: list[Reading]) -> NDArray[np.float64]:
+    """(K, R) log-density of a component `ratio` as bright as the host, for every reading and detector.
+
+    Parameters
+    ----------
+    ratio, share : float
+        Brightness over the host's, and part of the columns.
+    count : int
+        Number of columns of the sublattice.
+    width : float
+        Relative width of the components.
+    readings : list of Reading
+    """
+    expected = np.array([r.ratio for r in readings])
+    members = max(share * count, 1.0)
+    # The mean of few columns is uncertain, and on a dim site the tails of its neighbours count.
+    tolerance = np.sqrt(RATIO_TOLERANCE**2 + (width / members**0.5) ** 2 + (_FLOOR / np.maximum(expected, 0.05)) ** 2)
+    fit = -0.5 * ((math.log(ratio) - np.log(expected)) / tolerance) ** 2 - np.log(tolerance)
+    frequent = [math.log(r.prior / r.spread) - 0.5 * ((math.log(share) - math.log(r.usual)) / r.spread) ** 2
+                for r in readings]
+    return np.asarray(fit + np.array(frequent)[:, None])
+
+
+def _log_sum(log_p: NDArray[np.float64], axis: int | None = None) -> NDArray[np.float64] | float:
+    top = log_p.max(axis=axis, keepdims=True)
+    return (np.log(np.exp(log_p - top).sum(axis=axis, keepdims=True)) + top).squeeze(axis=axis)[()]
