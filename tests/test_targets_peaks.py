@@ -108,16 +108,14 @@ def test_border_and_mask_make_edges():
 
 @pytest.mark.parametrize("angle_deg", range(0, 90, 9))
 def test_neighbours_along_the_diagonal_are_both_found(angle_deg):
-    """Carbon neighbours 142 pm apart at 20 pm a pixel, in all directions and between pixels."""
+    """Carbon neighbours at 20 pm a pixel, 132 pm apart in a strained or drifting frame, in all directions."""
     card = replace(CARD, radius_nm=0.025, thresholds={"site": 0.125, "masked": 0.5})
-    step = 7.1 * np.array([np.sin(np.radians(angle_deg)), np.cos(np.radians(angle_deg))])
-    for shift in (0.0, 0.25, 0.5, 0.75):
-        true = np.array([[20.0 + shift, 20.0], [20.0 + shift, 20.0] + step])
-        weak = np.array([0.95, 0.75])
-        probability = np.zeros((len(card.classes), 48, 48), dtype=np.float32)
-        for position, height in zip(true, weak):
-            distance = np.hypot(*(np.indices((48, 48)) - position[:, None, None]))
-            probability[1] += height * np.clip(1.75 - distance, 0, 1).astype(np.float32)
+    step = 6.6 * np.array([np.sin(np.radians(angle_deg)), np.cos(np.radians(angle_deg))])
+    for shift in np.stack(np.meshgrid(*[np.arange(0, 1, 0.2)] * 2), axis=-1).reshape(-1, 2):
+        true = 20.0 + shift + np.stack([np.zeros(2), step])
+        target = class_map(true, np.array([1, 1]), shape=(48, 48), radius_px=1.25)
+        probability = one_hot(target)
+        probability[1, :, :] *= np.where(np.indices((48, 48))[1] > 20.0 + shift[1] + 0.5 * step[1], 0.8, 1.0)
         found = find_peaks(card, probability)
         assert len(found.yx_px) == 2
-        assert cKDTree(found.yx_px).query(true)[0].max() < 0.4
+        assert cKDTree(found.yx_px).query(true)[0].max() < 0.7
