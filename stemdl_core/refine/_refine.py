@@ -18,6 +18,9 @@ from .work import Work
 #: Gauss-Newton steps of the columns, and how exactly each is solved: the error of a start within 40 pm falls
 #: below that of the counts in three.
 _TOLERANCES = (0.1, 0.05, 0.02)
+#: A step that is this small beside the columns' own uncertainty is the last one: the next would be a third of it,
+#: and what is missing adds 1 % to the error.
+_SMALL_STEP = 0.7
 
 #: Residual variance over the expected one above which the noise is taken to be shared between pixels.
 CORRELATED = 3.0
@@ -127,8 +130,11 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
             noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise.times(1 / factor))
             noise = noise.times(factor)
             state = replace(state, noise=noise)
+        before = state
         state, normal = fit.column_step(state, picture, prior, longest=longest, tolerance=_TOLERANCES[turn],
                                         weight=None if turn else work.first_weight)
+        if turn and _step_in_sigma(before, state, normal.diagonal, prior) < _SMALL_STEP:
+            break
         if turn < len(_TOLERANCES) - 1:
             variance = 1.2 / (normal.diagonal[:, 0, 0] + 1e-300)
             centre, own = height_prior(state.height, variance, labels)
@@ -173,6 +179,13 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     doubt = np.maximum(prior_sigma_pm, 0.5 * np.minimum(moved, longest_step_pm))
     return Refined(grid.to_raw(y), grid.to_raw(x), height * grid.scale, height_sigma * grid.scale,
                    np.where(ok, sigma, doubt), below, ok, imaging)
+
+
+def _step_in_sigma(before: State, after: State, information: Array, prior: Prior) -> float:
+    """Typical (root mean square) step along one axis over the standard deviation of a column alone."""
+    step = np.stack([after.y - before.y, after.x - before.x], 1)
+    precision = information[:, (1, 2), (1, 2)] + prior.precision[:, 1:]
+    return float(np.sqrt(np.mean(step**2 * precision)))
 
 
 def _start_precision(state: State, start: Array, information: Array, precision: Array,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from .joint import Normal
 from .model import Array, Background, Image, Patches, Picture, Shape
 
 #: A patch reaches this many sigma of the core.
-REACH = 3.2
+REACH = 3.0
 #: Columns of one kind are about equally bright: least and most spread that is believed, relative to their
 #: mean.
 _LEAST_SPREAD, _MOST_SPREAD = 0.06, 0.35
@@ -57,11 +58,12 @@ class Fit:
 
     def draw(self, state: State) -> Picture:
         """The state's columns."""
-        radius = min(int(np.ceil(REACH * state.shape.sigma)), self.grid.pad)
+        reach = min(REACH * state.shape.sigma, self.grid.pad)
+        radius = math.ceil(reach)
         # A column that left the image by more than the padding is drawn at its rim; it has no pixels there.
         y, x = (np.clip(v, radius, n - 1 - radius)
                 for v, n in zip((state.y, state.x), self.size, strict=True))
-        return Picture(Patches(y, x, state.shape, radius, self.size[1]), state.height, state.shape, self.size)
+        return Picture(Patches(y, x, state.shape, reach, self.size[1]), state.height, state.shape, self.size)
 
     def mean(self, state: State, picture: Picture) -> Image:
         """(H, W) expected image."""

@@ -12,12 +12,14 @@ S. Van Aert et al., J. Struct. Biol. 138 (2002) 21; A. De Backer et al., Ultrami
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
-from .model import Array, Background, Image, Patches, Shape, chunks, place
+from .model import Array, Background, Image, Patches, Shape, chunks
 
 
 class Normal:
@@ -67,8 +69,9 @@ class Normal:
         self.gradient_nodes = background.project(flat_residual.reshape(size))
         self._precision, self._smoothness = precision, smoothness
         self._weight, self._background = flat_weight, background
-        self._values, self._index, self._ones = slopes, patches.index, np.ones(n, np.float32)
-        self._slopes_t = [place(patches.index, s, size).T for s in slopes]
+        self._values, self._patches, self._ones = slopes, patches, np.ones(n, np.float32)
+        # Rows of the transposed drawing are the columns' patches: same numbers, read the other way.
+        self._sums = patches.place(slopes[0], size).T
         # A background hat is linear around a column, so its sum needs the zeroth and first moments only.
         self.near, value, slope_y, slope_x = background.at(y, x)
         total = moments[..., 0]
@@ -92,6 +95,7 @@ class Normal:
         return csr_matrix((blocks.ravel(), columns.ravel(), np.arange(0, 3 * n * k + 1, k)),
                           shape=(3 * n, self._background.size))
 
+    @cached_property
     def nodes_covariance(self) -> Array:
         """(n, n) covariance of the background nodes, the columns unknown."""
         lift = self._sparse(self._answer)
@@ -109,11 +113,12 @@ class Normal:
     def _apply(self, columns: Array, nodes: Array) -> tuple[Array, Array]:
         """The normal matrix times a step."""
         values = np.einsum("anp,na->np", self._values, columns.astype(np.float32))
-        image = place(self._index, values, self._background.pixels) @ self._ones
+        image = self._patches.place(values, self._background.pixels) @ self._ones
         image = (image + self._background.image(nodes).ravel()) * self._weight
         out = self._precision * columns
         for a in range(3):
-            out[:, a] += self._slopes_t[a] @ image
+            self._sums.data = self._values[a].ravel()
+            out[:, a] += self._sums @ image
         shape = self._background.pixels
         return out, self._background.project(image.reshape(shape)) + self._smoothness @ nodes
 
@@ -125,7 +130,7 @@ class Normal:
         as alone, but knows how they all lean on the background: heights and background trade against each
         other.
         """
-        nodes_inverse = self.nodes_covariance()
+        nodes_inverse = self.nodes_covariance
         lift = self._answer
         near = self.near
         count = self._background.size
@@ -191,7 +196,7 @@ class Normal:
         dense = local.transpose(0, 1, 3, 2, 4).reshape(n, 3 * k, 3 * k)
         own = np.linalg.solve(dense, np.broadcast_to(np.eye(3 * k, 3), (n, 3 * k, 3)))[:, :3]
         lean = self._answer
-        nodes = self.nodes_covariance()
+        nodes = self.nodes_covariance
         shared = nodes[self.near[:, :, None], self.near[:, None, :]]
         return own, np.matmul(np.matmul(lean, shared), lean.transpose(0, 2, 1))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -170,16 +171,16 @@ class Patches:
         Positions [working px].
     shape : Shape
         The probe.
-    radius : int
-        Half width of a patch [working px]; the image must have at least this margin beyond every column.
+    reach : float
+        Radius of a patch [working px]; the image must have at least this margin, rounded up, beyond every column.
     width : int
         Row length of the image.
     """
 
-    def __init__(self, y: Array, x: Array, shape: Shape, radius: int, width: int) -> None:
-        reach = np.arange(-radius, radius + 1)
-        offset_y, offset_x = (v.ravel() for v in np.meshgrid(reach, reach, indexing="ij"))
-        disc = offset_y**2 + offset_x**2 <= (radius + 0.5) ** 2
+    def __init__(self, y: Array, x: Array, shape: Shape, reach: float, width: int) -> None:
+        ticks = np.arange(-math.ceil(reach), math.ceil(reach) + 1)
+        offset_y, offset_x = (v.ravel() for v in np.meshgrid(ticks, ticks, indexing="ij"))
+        disc = offset_y**2 + offset_x**2 <= (reach + 0.5) ** 2
         offset_y, offset_x = offset_y[disc], offset_x[disc]
         iy, ix = np.rint(y).astype(np.intp), np.rint(x).astype(np.intp)
         centre = (iy * width + ix).astype(np.int32)
@@ -189,9 +190,22 @@ class Patches:
         # Zeroth and first moments of a patch about its central pixel.
         self.moments = np.stack([np.ones_like(self._offset_y), self._offset_y, self._offset_x], 1)
         self._shape = shape
+        self._pixels: csc_matrix | None = None
         self.core = np.empty(self.index.shape, np.float32)
         for which in chunks(len(y)):
             self.core[which] = self._gaussian(which, tail=False)
+
+    def place(self, values: Image, size: tuple[int, int]) -> csc_matrix:
+        """(H * W, N) sparse matrix with the patch values (N, P) where they belong; valid until the next call.
+
+        One matrix lends its structure to all values: to check it takes longer than to multiply with it.
+        """
+        if self._pixels is None:
+            n, pixels = self.index.shape
+            starts = np.arange(0, n * pixels + 1, pixels, dtype=np.int32)
+            self._pixels = csc_matrix((values.ravel(), self.index.ravel(), starts), shape=(size[0] * size[1], n))
+        self._pixels.data = values.ravel()
+        return self._pixels
 
     def _lean(self, which: slice, *, tail: bool) -> tuple[Image, Image]:
         """Inverse covariance times distance, its y and x part: (N, P) each."""
@@ -230,13 +244,6 @@ class Patches:
         return profile, slope_y, slope_x
 
 
-def place(index: NDArray[np.int32], values: Image, size: tuple[int, int]) -> csc_matrix:
-    """(H * W, N) sparse matrix with the patch values (N, P) where they belong."""
-    n, pixels = values.shape
-    starts = np.arange(0, n * pixels + 1, pixels, dtype=np.int32)
-    return csc_matrix((values.ravel(), index.ravel(), starts), shape=(size[0] * size[1], n))
-
-
 class Picture:
     """Columns drawn: patches, the sum of the cores and the sum of the tails, before any mixing.
 
@@ -254,10 +261,9 @@ class Picture:
 
     def __init__(self, patches: Patches, heights: Array, shape: Shape, size: tuple[int, int]) -> None:
         self.patches, self.shape, self.size = patches, shape, size
-        self.core = (place(patches.index, patches.core, size) @ heights.astype(np.float32)).reshape(size)
+        self.core = (patches.place(patches.core, size) @ heights.astype(np.float32)).reshape(size)
         self.tail = widen(self.core, shape)
         self.columns = self.core + np.float32(shape.fraction) * (self.tail - self.core)
-
 
     def scaled(self, factor: float) -> Picture:
         """The same columns, all higher by a factor."""

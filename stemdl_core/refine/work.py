@@ -73,16 +73,20 @@ class Work:
         self._open_window(y, x)
         rows, columns = self._window
         window_weight = self.first_weight[rows, columns] * (self.window.usable > 0)
-        best: tuple[float, State] | None = None
         nodes = np.full(self.window.background.size, floor)
-        for width in widths:
+
+        def trial(width: float) -> tuple[float, State]:
             state = State(y[self._chosen] - rows.start, x[self._chosen] - columns.start, height[self._chosen],
-                          nodes, round_shape(float(width)), noise)
+                          nodes, round_shape(width), noise)
             state, _, misfit = self.window.scale_step(state, self.window.draw(state), window_weight)
-            if best is None or misfit < best[0]:
-                best = (misfit, state)
-        assert best is not None
-        state = best[1]
+            return misfit, state
+
+        # The misfit has one minimum over the width: wider as long as that is better, else sharper.
+        tried = [trial(float(widths[1])), trial(float(widths[2]))]
+        wider = tried[1][0] < tried[0][0]
+        for width in widths[3:] if wider else widths[:1]:
+            tried.append(trial(float(width)))
+        state = min(tried, key=lambda t: t[0])[1]
         self.start_shape = state.shape
         for _ in range(2):
             picture = self.window.draw(state)
