@@ -106,6 +106,8 @@ class Recipe:
         for name in ("kinds", "unrelaxed"):
             if not data[name]:
                 del data[name]
+        if not data["ranges"]["pair_coherence"]:
+            del data["ranges"]["pair_coherence"]
         return data
 
     @classmethod

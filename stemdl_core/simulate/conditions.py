@@ -20,6 +20,9 @@ class Conditions:
         Sampling, probe profile and detector noise.
     exponent : float
         n of the Z^n contrast.
+    pair_coherence : float
+        A column of two atoms is 2^(1 + this) times as bright as one of them: 0 for incoherent scattering, up to 0.7 at
+        low angles, where the two chalcogens of a column scatter in phase.
     dopant_gain : float
         Factor on the intensity of foreign atoms heavier than the host, beyond Z^n.
     jitter_nm, flyback_nm, drift_nm
@@ -54,6 +57,7 @@ class Conditions:
     probe: Probe = field(default_factory=Probe)
     detector: degrade.Detector = field(default_factory=degrade.Detector)
     exponent: float = 1.64
+    pair_coherence: float = 0.0
     dopant_gain: float = 1.0
     jitter_nm: float = 0.0
     flyback_nm: float = 0.0
@@ -77,7 +81,8 @@ class Conditions:
 class Ranges:
     """Ranges from which `draw_conditions` draws. Pairs are (low, high); doses and pixels log-uniform.
 
-    ``nuisance`` is the probability with which each of the disturbances is switched on.
+    ``nuisance`` is the probability with which each of the disturbances is switched on; ``pair_coherence`` the largest
+    value of a condition that half of the frames have.
     """
 
     pixel_nm: tuple[float, float] = (0.005, 0.030)
@@ -90,6 +95,7 @@ class Ranges:
     scale_error: float = 0.02
     strain: float = 0.02
     nuisance: float = 0.5
+    pair_coherence: float = 0.0
 
 
 def draw_conditions(rng: np.random.Generator, ranges: Ranges | None = None) -> Conditions:
@@ -127,6 +133,7 @@ def draw_conditions(rng: np.random.Generator, ranges: Ranges | None = None) -> C
     return Conditions(
         pixel_nm=pixel, probe=probe, detector=detector, exponent=rng.uniform(*r.exponent),
         dopant_gain=rng.uniform(*r.dopant_gain),
+        pair_coherence=max(0.0, rng.uniform(-1, 1) * r.pair_coherence) if r.pair_coherence else 0.0,
         jitter_nm=rng.uniform(0, 0.012) if on(nuisance) else 0.0,
         flyback_nm=rng.uniform(0, 0.012) if on(0.5 * nuisance) else 0.0,
         drift_nm=tuple(rng.uniform(-0.06, 0.06, 2)) if on(nuisance) else (0.0, 0.0),

@@ -126,10 +126,14 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
     heavy = (atom_intensity > DOPANT_CONTRAST * host_intensity) & ~np.isin(symbols, material.species)
     atom_intensity = np.where(heavy, np.maximum(atom_intensity * c.dopant_gain, DOPANT_CONTRAST * host_intensity),
                               atom_intensity)
-    reference = _reference_intensity(material.name, c.exponent)
+    for m in members:
+        if len(m) == 2:
+            atom_intensity[m] *= 2.0**c.pair_coherence
+    cell = _cell_intensity(material.name, c)
+    # The column that the dose is counted for: the weaker full host column.
+    reference = min(cell)
     atom_intensity = atom_intensity / reference
     area = np.sqrt(3.0) / 2.0 * material.lattice_nm**2
-    cell = _cell_intensity(material.name, c.exponent)
     per_cell = 2.0 if material.kind == "honeycomb" else float(sum(cell) / reference)
     host_density = per_cell / area
 
@@ -244,15 +248,11 @@ def _column_species(symbols: NDArray[np.str_], host: tuple[str, ...]) -> str:
     return str(foreign[0] if foreign else symbols[0])
 
 
-def _cell_intensity(material: str, exponent: float) -> tuple[float, ...]:
+def _cell_intensity(material: str, c: Conditions) -> tuple[float, ...]:
+    """Intensities of the full host columns of a cell."""
     m = get_material(material)
-    each = column_intensity([m.atomic_number(s) for s in m.species], exponent)
-    return tuple(each * np.array([1.0] if m.kind == "honeycomb" else [1.0, 2.0]))
-
-
-def _reference_intensity(material: str, exponent: float) -> float:
-    """Intensity of the column that the dose is counted for: the lighter (weaker) full host column."""
-    return min(_cell_intensity(material, exponent))
+    each = column_intensity([m.atomic_number(s) for s in m.species], c.exponent)
+    return tuple(each * np.array([1.0] if m.kind == "honeycomb" else [1.0, 2.0 ** (1 + c.pair_coherence)]))
 
 
 def _hidden(shape: tuple[int, int], pixel_nm: float, fields: list[tuple[NDArray[np.float64], float]], scan: Scan,
