@@ -63,7 +63,7 @@ _CHALCOGENS = ("S", "Se", "Te")
 _METALS = {"Mo": 3.0, "W": 3.0, "V": 2.0, "Nb": 2.0, "Re": 1.5, "Ti": 1.0, "Cr": 1.0, "Ta": 1.0, "Fe": 0.7,
            "Mn": 0.7, "Co": 0.7}
 #: How much more likely a dopant is that the user names, and that the material's table names.
-_NAMED_BY_USER, _NAMED_BY_MATERIAL = 30.0, 10.0
+_NAMED_BY_USER, _NAMED_BY_MATERIAL = 30.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,12 @@ class Detectors:
     ----------
     prior : (R,) float64
         How often each is met; the sum is 1.
+    coherent : (R,) bool
+        Whether the atoms of a column scatter coherently, so that its brightness depends on tilt.
     """
 
     prior: NDArray[np.float64]
+    coherent: NDArray[np.bool_]
 
     def one(self, symbol: str) -> NDArray[np.float64]:
         """(R,) brightness of one atom, over tungsten's."""
@@ -112,7 +115,8 @@ def _pair_factor(symbol: str) -> NDArray[np.float64]:
 def all_detectors() -> Detectors:
     """The detectors that an image is read with."""
     prior = np.array([*_EXPONENTS.values(), *[_LOW_ANGLE_PRIOR] * (2 * len(_LOW_ANGLE))])
-    return Detectors(prior / prior.sum())
+    coherent = np.array([False] * len(_EXPONENTS) + [row[1][1] > 2.1 for row in _LOW_ANGLE for _ in (0, 1)])
+    return Detectors(prior / prior.sum(), coherent)
 
 
 def intensity_of(symbol: str) -> float:

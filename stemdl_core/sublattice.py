@@ -33,6 +33,10 @@ RATIO_TOLERANCE = 0.14
 _FLOOR = 0.05
 #: Density of a component that nothing explains, per unit of the logarithm of its brightness and share.
 _UNEXPLAINED = math.log(2e-4)
+#: Density of a smooth variation that neither tilt nor a common gain explains.
+_ODD_VARIATION = 0.03
+#: Relative error of a local median of twenty columns.
+_LOCAL_NOISE = 0.025
 #: Log-odds where the species of the sites say which sublattice is which.
 _TOLD = 20.0
 #: Columns this far from the median, relative to it, are no host columns when slow variations are measured.
@@ -156,9 +160,10 @@ def assign_sublattices(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[
     mixtures = [fit_mixture(flat[s] / u, flat_sigma[s] / u) for s, u in zip(sides, units)]
     on_metal, on_chalcogen = metal_readings(material, dopant), chalcogen_readings(material)
     verdicts = [_read(mixtures[m], mixtures[1 - m], units[m] / units[1 - m], (len(sides[m]), len(sides[1 - m])),
-                      material, on_metal, on_chalcogen) for m in (0, 1)]
-    evidence = smooth[1] - smooth[0]
-    odds = verdicts[0].log_likelihood - verdicts[1].log_likelihood + _tilt_evidence(evidence)
+                      material, on_metal, on_chalcogen, _tilt_density(smooth[1 - m] - smooth[m])) for m in (0, 1)]
+    single = [_loneliness(yx_nm, value, own, other, own[(flat[own] < 0.75 * u) & (flat[own] > 0.15 * u)])
+              for own, other, u in zip(sides, sides[::-1], units)]
+    odds = verdicts[0].log_likelihood - verdicts[1].log_likelihood + single[1] - single[0]
     if np.isin(material.species, sites.species).all():
         # Somebody has told them apart already.
         odds = _TOLD * sum(np.sign(np.mean(sites.species[s] == material.species[0]) - 0.5) * k
@@ -272,15 +277,48 @@ def smoothness(yx_nm: NDArray[np.float64], value: NDArray[np.float64],
     return -0.5 * least, 0.5 * least
 
 
-def _tilt_evidence(difference: float) -> float:
-    """Log-likelihood ratio for side 1 being the chalcogen, from how much more smoothly it varies."""
+def _tilt_density(difference: float) -> NDArray[np.float64]:
+    """(R,) log-density, on every detector, of how much more smoothly the chalcogen's brightness varies."""
 
-    def density(x: float) -> float:
-        same = 0.6 / 0.25 * math.exp(-0.5 * (x / 0.25) ** 2)
-        tilted = 0.4 / 0.4 * math.exp(-0.5 * ((x - 0.6) / 0.4) ** 2)
-        return same + tilted + 0.03
+    def normal(x: float, width: float) -> float:
+        return math.exp(-0.5 * (x / width) ** 2) / width
 
-    return math.log(density(difference) / density(-difference))
+    d = all_detectors()
+    same, tilted = normal(difference, 0.15), normal(difference - 0.6, 0.4)
+    return np.asarray(np.log(np.where(d.coherent, 0.4 * same + 0.6 * tilted, same) + _ODD_VARIATION))
+
+
+def _loneliness(yx_nm: NDArray[np.float64], value: NDArray[np.float64], own: NDArray[np.int64],
+                other: NDArray[np.int64], dim: NDArray[np.int64]) -> float:
+    """Log-likelihood ratio for the dim columns of a sublattice being single chalcogens rather than light metals.
+
+    Where tilt dims the two-atom columns, a column with one atom left keeps its brightness, while everything else
+    that makes a sublattice vary acts on a dopant as on its host: the slope of the dim columns' brightness upon the
+    local brightness of their sublattice, both over that of the other sublattice, is 0 for the one and 1 for the
+    other.
+    """
+    if len(dim) < 12 or min(len(own), len(other)) < 150:
+        return 0.0
+    at = np.concatenate([dim, own])
+    reference = _local_median(yx_nm, value, at, other, 20)
+    ratio = _local_median(yx_nm, value, at, own, 20) / reference
+    variation = math.sqrt(max(float(np.var(ratio[len(dim):])) - 2 * _LOCAL_NOISE**2, 0.0))
+    if variation < 0.03:
+        return 0.0
+    x, y = ratio[: len(dim)], value[dim] / reference[: len(dim)]
+    y = y / float(np.median(y))
+    keep = np.abs(y - 1.0) < 0.6
+    x, y = x[keep] - x[keep].mean(), y[keep] - y[keep].mean()
+    square = float(x @ x)
+    if len(x) < 12 or square <= 0:
+        return 0.0
+    slope = float(x @ y) / square
+    width = math.hypot(math.sqrt(float(np.mean((y - slope * x) ** 2)) / square), 0.25)
+
+    def density(expected: float) -> float:
+        return math.exp(-0.5 * ((slope - expected) / width) ** 2) + 0.05
+
+    return math.log(density(0.1) / density(0.9))
 
 
 @dataclass(frozen=True)
@@ -292,8 +330,11 @@ class _Verdict:
 
 
 def _read(metal: Mixture, chalcogen: Mixture, ratio: float, counts: tuple[int, int], material: Material,
-          on_metal: list[Reading], on_chalcogen: list[Reading]) -> _Verdict:
-    """Likelihood of two mixtures as metal and chalcogen sublattice; `ratio` is that of their units."""
+          on_metal: list[Reading], on_chalcogen: list[Reading], tilt: NDArray[np.float64]) -> _Verdict:
+    """Likelihood of two mixtures as metal and chalcogen sublattice.
+
+    `ratio` is that of their units, `tilt` (R,) what the smooth variation says on every detector.
+    """
     d = all_detectors()
     expected = np.log(d.one(material.species[0]) / d.pair(material.species[1]))
     rows, hosts = [], []
@@ -301,7 +342,7 @@ def _read(metal: Mixture, chalcogen: Mixture, ratio: float, counts: tuple[int, i
         beside = _explain(metal, h, counts[0], on_metal)
         for g in np.flatnonzero(chalcogen.weight > 0.35).tolist():
             seen = math.log(max(ratio * metal.mean[h] / max(chalcogen.mean[g], 1e-3), 1e-3))
-            here = np.log(d.prior) - 0.5 * ((seen - expected) / RATIO_TOLERANCE) ** 2
+            here = np.log(d.prior) + tilt - 0.5 * ((seen - expected) / RATIO_TOLERANCE) ** 2
             rows.append(np.maximum(here, -40.0) + beside + _explain(chalcogen, g, counts[1], on_chalcogen))
             hosts.append((h, g))
     if not rows:
