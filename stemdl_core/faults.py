@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy import fft
+from scipy.ndimage import uniform_filter
 
 from .frames import Frame
 
@@ -49,7 +50,7 @@ def look(frame: Frame) -> Look:
     return Look(frame.shape, float(high - low), lattice_spots(frame), frame.image)
 
 
-def frame_fault(frame: Frame, previous: Frame | Look | None = None) -> str | None:
+def frame_fault(frame: Frame, previous: Frame | Look | None = None, *, now: Look | None = None) -> str | None:
     """Why a frame cannot be used, or None.
 
     Parameters
@@ -57,6 +58,8 @@ def frame_fault(frame: Frame, previous: Frame | Look | None = None) -> str | Non
     frame : Frame
     previous : Frame or Look, optional
         The last good frame of the same movie: without it duplicates, sizes and focus cannot be judged.
+    now : Look, optional
+        `look(frame)`, where it is known already.
 
     Returns
     -------
@@ -71,7 +74,7 @@ def frame_fault(frame: Frame, previous: Frame | Look | None = None) -> str | Non
         return f"different size: {frame.shape[0]} x {frame.shape[1]} px after {before.shape[0]} x {before.shape[1]} px"
     if np.array_equal(frame.image, before.image):
         return "duplicate of the frame before"
-    now = look(frame)
+    now = now or look(frame)
     if now.contrast < _BLACK * before.contrast:
         return f"black: {100 * now.contrast / before.contrast:.0f} % of the contrast of the frame before"
     if before.spots > _CLEAR and now.spots < _BLURRED * before.spots:
@@ -102,14 +105,16 @@ def lattice_spots(frame: Frame) -> float:
     """Power of the strongest spots at lattice spacings, in medians, above that of noise; NaN without a pixel size."""
     if frame.pixel_size is None:
         return float("nan")
-    image = np.asarray(frame.image, dtype=np.float64)
-    image = image - gaussian_filter(image, max(0.25 / frame.pixel_size.nm, 1.0))
+    image = frame.image
+    size = 2 * round(max(0.4 / frame.pixel_size.nm, 1.0)) + 1
+    image = image - uniform_filter(uniform_filter(image, size), size)
     # Single bright atoms have power everywhere: they are clipped.
-    limit = 4.0 * 1.4826 * float(np.median(np.abs(image - np.median(image))))
+    sample = image[::2, ::2]
+    limit = 4.0 * 1.4826 * float(np.median(np.abs(sample - np.median(sample))))
     if limit > 0:
         image = np.clip(image, -limit, limit)
-    window = np.hanning(image.shape[0])[:, None] * np.hanning(image.shape[1])[None, :]
-    power = np.abs(np.fft.rfft2((image - image.mean()) * window)) ** 2
+    window = np.hanning(image.shape[0]).astype(np.float32)[:, None] * np.hanning(image.shape[1]).astype(np.float32)
+    power = np.abs(fft.rfft2((image - image.mean()) * window)) ** 2
     fy = np.fft.fftfreq(image.shape[0], frame.pixel_size.nm)[:, None]
     fx = np.fft.rfftfreq(image.shape[1], frame.pixel_size.nm)[None, :]
     spacing = 1.0 / np.maximum(np.hypot(fy, fx), 1e-9)

@@ -90,6 +90,7 @@ def write_track_results(
     *,
     settings: TrackSettings | None = None,
     journal: Journal | None = None,
+    workers: int = 1,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Tracks:
     """Analyse and follow a movie frame by frame, writing its files into an existing folder.
@@ -108,6 +109,8 @@ def write_track_results(
         Of the tracker.
     journal : Journal, optional
         Of an earlier run that was interrupted: its frames are not analysed again.
+    workers : int
+        Processes that analyse frames ahead of the tracking; the result does not depend on it.
     progress : callable
         ``progress(stage)`` after each frame that was analysed or drawn.
 
@@ -122,7 +125,7 @@ def write_track_results(
     """
     tracker, pixel_nm = None, None
     with (folder / "analysis.jsonl").open("w", encoding="utf-8") as file:
-        for line, movie in follow_movie(sequence, analyze, settings=settings, journal=journal):
+        for line, movie in follow_movie(sequence, analyze, settings=settings, journal=journal, workers=workers):
             file.write(line + "\n")
             tracker, pixel_nm = movie.tracker, movie.pixel_nm
             progress("analyse")
