@@ -18,6 +18,8 @@ LEAST_EXPONENT = 1.3
 HOST_SPREAD, DOPANT_SIGMAS = 0.15, 2.5
 #: Relative uncertainty of the intensity that divides host from foreign atoms.
 LIMIT_SPREAD = 0.10
+#: Relative error of intensities in images whose pixels share their noise (smoothed, enlarged).
+ROUGH = 0.35
 #: Share of the class 'dopant' in the network's answer from which it half believes in a foreign atom.
 HALF_BELIEF = 0.3
 
@@ -29,9 +31,9 @@ def foreign_sites(*, intensity: NDArray[np.float64], sigma: NDArray[np.float64],
     Parameters
     ----------
     intensity, sigma : (N,) float64
-        Fitted intensity relative to the median host column, and its standard error.
+        Fitted intensity relative to the median host column, and its standard error; NaN where unknown.
     measured : (N,) bool
-        False where the intensity means nothing; there the network's class stands alone.
+        False where the intensity is rough; there it may only object to the network's class.
     share : (N,) float64
         Part of the network's atom probability that is of the class 'dopant'.
     contrast : float
@@ -43,7 +45,8 @@ def foreign_sites(*, intensity: NDArray[np.float64], sigma: NDArray[np.float64],
     """
     network = share > 0.5
     least = contrast**LEAST_EXPONENT
-    clear = measured & network & (intensity - sigma > least)
+    with np.errstate(invalid="ignore"):
+        clear = network & (intensity - sigma > least)
     # Half way, on the logarithmic scale, between a host column and a foreign atom: the image's own clear ones where it
     # has some, the faintest to be expected otherwise.
     level = max(float(np.median(intensity[clear])), least) if clear.any() else least
@@ -55,4 +58,6 @@ def foreign_sites(*, intensity: NDArray[np.float64], sigma: NDArray[np.float64],
         half = (share > HALF_BELIEF) & (above > 1) & (beyond_host > DOPANT_SIGMAS + 1)
         # So bright that no host column can be: the network missed the class, not the atom.
         bright = above > 4
-    return np.where(measured, agreed | half | bright, network)
+        # Heights of overlapping columns trade against each other where neighbouring pixels share their noise.
+        objected = (intensity - limit) / np.hypot(ROUGH * intensity, LIMIT_SPREAD * limit) < -1
+    return np.where(measured, agreed | half | bright, network & ~objected)

@@ -22,8 +22,9 @@ from .weights import ModelCard
 
 #: An atom and a missing atom cannot be closer than this [nm]: half a bond.
 CONFLICT_NM = 0.07
-#: No two columns are closer than this in projection [nm]: the shortest bond seen is 142 pm.
-SEPARATION_NM = 0.08
+#: No two columns are closer than this in projection [nm]: the shortest bond (Stone-Wales) is 132 pm, less what a
+#: jittering scan takes away.
+SEPARATION_NM = 0.10
 
 
 @dataclass(frozen=True)

@@ -157,15 +157,18 @@ def _make_sites(card: ModelCard, peaks: Peaks, keep: NDArray[np.bool_],
     host = amplitude[~is_dopant & refined.converged]
     unit = float(np.median(host)) if len(host) else float(np.median(amplitude))
     intensity, intensity_sigma = amplitude / unit, sigma / abs(unit)
+    if unit <= 0:
+        intensity[:] = np.nan
     measured = refined.converged.copy()
     if refined.imaging is None or not refined.imaging.misfit < WORST_MISFIT or unit <= 0:
         # Neighbouring pixels share their noise (the image was smoothed or enlarged): heights of overlapping columns
-        # trade against each other and mean nothing; the network's class stands alone.
+        # trade against each other and are rough at best.
         measured[:] = False
-        intensity, intensity_sigma = np.full(len(amplitude), np.nan), np.full(len(amplitude), np.nan)
     if dopant and (contrast := element(dopant) / material.atomic_number(material.species[0])) > 1:
         is_dopant = foreign_sites(intensity=intensity, sigma=intensity_sigma, measured=measured,
                                   share=peaks.dopant_share[keep], contrast=contrast)
+    if not measured.any():
+        intensity, intensity_sigma = np.full(len(amplitude), np.nan), np.full(len(amplitude), np.nan)
     species = np.where(is_dopant & bool(dopant), dopant, material.species[0])
     score = scores(card, peaks.response[keep])
     sites = Sites.from_columns(y_px=refined.y_px, x_px=refined.x_px, species=species, score=score,

@@ -37,6 +37,8 @@ def test_what_the_network_takes_for_foreign_has_to_exceed_the_host():
     assert not decide(1.1, sigma=0.1).any()
     assert not decide(1.9, sigma=0.8).any()
     assert decide(1.9, sigma=0.8, measured=False).all()
+    assert decide(np.nan, measured=False).all()
+    assert not decide(1.2, measured=False).any()
     assert not decide(1.0, sigma=0.1, share=0.0, measured=False).any()
 
 
