@@ -218,7 +218,7 @@ def oracle_analysis(movie: SimulatedMovie, index: int, *, rng: np.random.Generat
     if row is not None:
         before = movie.simulated(index, movie.states[index - 1]).sites
         upper, lower = before.select(before.y_px < row), sites.select(sites.y_px >= row)
-        columns = ("y_px", "x_px", "species")
+        columns = ("y_px", "x_px", "species", "intensity")
         sites = type(sites).from_columns(**{k: np.concatenate([getattr(upper, k), getattr(lower, k)])
                                             for k in columns})  # fmt: skip
     material = get_material(movie.material)

@@ -85,6 +85,8 @@ class Target:
         Expected well inside the image: a missing reading means something.
     away : bool
         It left the view: only the place where it was counts.
+    heavy : bool
+        A cluster, or a metal in the place of another: it turns and changes, but hardly ever hops.
     """
 
     yx_nm: NDArray[np.float64]
@@ -94,6 +96,7 @@ class Target:
     real: bool = True
     visible: bool = True
     away: bool = False
+    heavy: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def position_cost(
     hop_nm : float
         Length of the shortest hop [nm]; longer ones are rarer.
     heavy : (T, 1) bool, optional
-        Clusters: they turn and change, but hardly ever hop.
+        Defects that hardly ever hop.
     """
     hop = np.minimum(0.03 * (1.0 + missed), 0.2)
     if heavy is not None:
@@ -212,7 +215,7 @@ def link(
     where = np.array([t.yx_nm for t in targets])
     missed = np.array([[t.missed] for t in targets], dtype=float)
     distance = np.linalg.norm(where[:, None] - yx_nm[None], axis=-1)
-    heavy = np.array([[sum(t.foreign.values()) > 1] for t in targets])
+    heavy = np.array([[t.heavy] for t in targets])
     cost = position_cost(
         distance, sigma_nm=settings.position_sigma_nm, missed=missed, hop_nm=hop_nm, heavy=heavy
     )

@@ -286,6 +286,8 @@ class Tracker:
         expected = track.where + drift
         inside = float(min(expected.min(), (size - expected).min()))
         away = track.lost_at is not None
+        assert self._roster is not None
+        heavy = track.atoms > 1 or (track.atoms == 1 and self._roster.material.kind != "honeycomb")
         return Target(
             track.where,
             track.foreign,
@@ -294,6 +296,7 @@ class Tracker:
             track.real,
             inside > self.settings.border_nm,
             away,
+            heavy,
         )
 
     def _where(self, border_nm: float, yx_nm: NDArray[np.float64], size: NDArray[np.float64]) -> str:
