@@ -30,11 +30,14 @@ def find_mx2_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | No
     columns = graph.columns
     if columns is None or len(graph.sites) == 0:
         return []
+    metal, chalcogen = graph.material.species
+    # Sites on which nothing stands, seen as a column by the tails of its neighbours alone.
+    empty = {f"V_{chalcogen}2": 2, f"vac_{metal}": 1}
     found = []
     for i in np.flatnonzero((columns.kind != "") & ~graph.sites.edge).tolist():
         name = str(columns.kind[i])
         around = sorted(graph.neighbours[i])
-        sites = tuple(around) if name == f"V_{graph.material.species[1]}2" else (i, *around)
+        sites = tuple(around) if name in empty else (i, *around)
         if not sites:
             continue
         chance = float(columns.probability[i] * graph.sites.score[i])
@@ -43,7 +46,7 @@ def find_mx2_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | No
         if not rivals and host_chance * AMBIGUITY >= chance:
             rivals = (("pristine", host_chance),)
         pairs = [(i, j) for j in around]
-        missing = {f"V_{graph.material.species[1]}": 1, f"V_{graph.material.species[1]}2": 2}.get(name, 0)
+        missing = {f"V_{chalcogen}": 1, **empty}.get(name, 0)
         found.append(
             Defect(
                 id=0,
@@ -59,6 +62,14 @@ def find_mx2_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | No
             )
         )
     return found + _empty_sites(graph, vacancies_px)
+
+
+def empty_columns(graph: AtomGraph) -> NDArray[np.bool_]:
+    """(N,) bool: sites on which nothing stands, taken for a column by the tails of its neighbours."""
+    if graph.columns is None:
+        return np.zeros(len(graph.sites), dtype=bool)
+    metal, chalcogen = graph.material.species
+    return np.isin(graph.columns.kind, (f"V_{chalcogen}2", f"vac_{metal}"))
 
 
 def _empty_sites(graph: AtomGraph, vacancies_px: NDArray[np.float64] | None) -> list[Defect]:

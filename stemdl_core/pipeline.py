@@ -18,7 +18,7 @@ from .graph import build_graph
 from .infer import probability_maps
 from .lattice import check_scale, scale_from_map
 from .materials import Material, element, get_material
-from .mx2 import alloy_fractions
+from .mx2 import alloy_fractions, empty_columns
 from .peaks import Peaks, atom_map, find_peaks, in_mask, masked_area, near_border, scores
 from .plausibility import judge
 from .preprocess import from_model_px, mend, model_shape, resample, standardise
@@ -216,12 +216,18 @@ def _analyze(frame: Frame, model: Model, dopant: str | None, material: str | Mat
     found = detect(frame, model, material=host, dopant=foreign)
     graph = build_graph(found.sites, material=host, pixel_size=found.pixel_size, shape=frame.shape, mask=found.mask,
                         dopant=dopant)
+    holes = found.vacancies_px
+    if (empty := empty_columns(graph)).any():
+        # Not atoms: what the network completed over a missing column. The hole remains to be named.
+        holes = np.concatenate([holes, graph.sites.yx_px[empty]])
+        graph = build_graph(graph.sites.select(~empty), material=host, pixel_size=found.pixel_size, shape=frame.shape,
+                            mask=found.mask, dopant=dopant)
     verdict = judge(graph, lattice_visible=found.lattice_visible)
     mask, warnings = found.mask, [*found.warnings, *verdict.warnings]
     if not verdict.believable:
         graph = build_graph(Sites.empty(), material=host, pixel_size=found.pixel_size, shape=frame.shape)
         mask = np.ones_like(mask)
-    defects = find_defects(graph, vacancies_px=found.vacancies_px if verdict.believable else None)
+    defects = find_defects(graph, vacancies_px=holes if verdict.believable else None)
     fraction = float(mask.mean())
     if verdict.believable and fraction >= 0.005:
         warnings.append(f"{100 * fraction:.0f} % of the image shows no lattice (contamination or vacuum) and was "

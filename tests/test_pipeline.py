@@ -223,3 +223,16 @@ def test_the_graphene_network_finds_the_columns_of_another_material(model, rng):
         hits, total = hits + result.counts.hits, total + result.counts.hits + result.counts.missed
     assert total >= 400
     assert hits / total >= 0.9
+
+
+def test_a_column_that_is_missing_is_no_site(rng):
+    """The network completes the lattice over a missing chalcogen pair; what measures as empty is reported as a hole."""
+    specimen = mx2(material="MoSe2", fov_nm=3.0, rotation_deg=11.0)
+    for at in ((0.8, 0.9), (2.1, 1.2), (1.3, 2.2)):
+        specimen = add_defect(specimen, "V_Se2", at, rng=rng)
+    simulated = simulate_frame(specimen, Conditions(pixel_nm=0.0117, detector=Detector(200.0)), rng)
+    found = analyze_frame(simulated.frame, load_model("mx2"))
+    assert [d.name for d in found.defects] == ["V_Se2"] * 3
+    assert all(d.missing_atoms == 2 for d in found.defects)
+    for hole in simulated.centers_px:
+        assert np.hypot(*(found.sites.yx_px - hole).T).min() * 0.0117 > 0.1
