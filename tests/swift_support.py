@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -160,3 +162,57 @@ def lattice_stand_in(frame: Frame, **_: Any) -> FrameAnalysis:
         "stand-in", "graphene", frame.shape, pixel_size, sites, Bonds(a, b, length, np.full(len(a), 5.0)),
         Defects(tuple(defects)), {6: 12}, frame=frame.index, time_s=frame.time_s,
     )  # fmt: skip
+
+
+class FakeScan:
+    """The part of a scan device that is listened to and steered."""
+
+    def __init__(self) -> None:
+        from nion.utils import Event, Geometry
+
+        self.data_channel_updated_event = Event.Event()
+        self.parameters = SimpleNamespace(
+            center_nm=Geometry.FloatPoint(), fov_nm=2.0, rotation_rad=0.0, pixel_size=(64, 64), pixel_time_us=4.0
+        )
+        self.subscan_enabled, self.subscan_region, self.probe_position = False, None, None
+        #: Threads on which it was steered.
+        self.threads: set[str] = set()
+
+    def finish(self, image: np.ndarray, index: int, *, state: str = "complete", channel: str = "a",
+               valid_rows: int | None = None) -> None:  # fmt: skip
+        """End a frame, as the acquisition thread does."""
+        from nion.data import Calibration, DataAndMetadata
+
+        p = self.parameters
+        metadata = {
+            "hardware_source": {
+                "frame_index": index, "valid_rows": valid_rows or len(image), "pixel_time_us": p.pixel_time_us
+            },
+            "scan": {
+                "fov_nm": p.fov_nm, "rotation": p.rotation_rad, "center_y_nm": p.center_nm.y,
+                "center_x_nm": p.center_nm.x,
+            },
+        }  # fmt: skip
+        step = Calibration.Calibration(0.0, p.fov_nm / len(image), "nm")
+        xdata = DataAndMetadata.new_data_and_metadata(
+            image, metadata=metadata, dimensional_calibrations=[step, step]
+        )
+        args = SimpleNamespace(state=state, channel_id=channel)
+        self.data_channel_updated_event.fire(args, xdata)
+
+    def get_current_frame_parameters(self) -> SimpleNamespace:
+        return SimpleNamespace(**vars(self.parameters))
+
+    def set_current_frame_parameters(self, parameters: SimpleNamespace) -> None:
+        from nion.utils import Geometry
+
+        self.threads.add(threading.current_thread().name)
+        parameters.center_nm = Geometry.FloatPoint.make(parameters.center_nm)
+        self.parameters = SimpleNamespace(**vars(parameters))
+
+
+def live_image(dc, size=64):
+    """The image of a running scan."""
+    item = add_image(dc, image_with((20, 30), size=size), title="Scan")
+    item.category = "temporary"
+    return item

@@ -14,13 +14,11 @@ import pytest
 pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not installed")
 pytest.importorskip("nion.usim_device", reason="Nion's simulated instrument (extra 'swift') is not installed")
 
-from nion.data import DataAndMetadata
 from nion.instrumentation.test import AcquisitionTestContext
 from nion.swift import Facade
 from nion.swift.test import TestContext
 from nion.usim_device import DeviceConfiguration
-from nion.utils import Event
-from swift_support import add_image, image_with, press, select, stand_in, swift, wait_for
+from swift_support import FakeScan, add_image, image_with, live_image, press, select, stand_in, swift, wait_for
 
 from nionswift_plugin.stemdl import actions, computations, engine, live, marks, microscope, panel
 from stemdl_core.errors import StemdlError
@@ -45,20 +43,6 @@ def program(monkeypatch, tmp_path):
     TestContext.end_leaks(unittest.TestCase())
 
 
-class FakeScan:
-    """The part of a scan device that is listened to."""
-
-    def __init__(self) -> None:
-        self.data_channel_updated_event = Event.Event()
-
-    def finish(self, image: np.ndarray, index: int, *, state: str = "complete", channel: str = "a",
-               valid_rows: int | None = None) -> None:  # fmt: skip
-        metadata = {"hardware_source": {"frame_index": index, "valid_rows": valid_rows or len(image)}}
-        xdata = DataAndMetadata.new_data_and_metadata(image, metadata=metadata)
-        args = SimpleNamespace(state=state, channel_id=channel)
-        self.data_channel_updated_event.fire(args, xdata)
-
-
 @pytest.fixture
 def scan(monkeypatch):
     """A scan under the test's control, which every temporary image comes from."""
@@ -69,12 +53,6 @@ def scan(monkeypatch):
         lambda item: (fake, "a") if item and item.category == "temporary" else None,
     )
     return fake
-
-
-def live_image(dc):
-    item = add_image(dc, image_with((20, 30)), title="Scan")
-    item.category = "temporary"
-    return item
 
 
 def test_one_press_on_a_live_view_follows_the_scan(scan):
@@ -222,29 +200,29 @@ def test_panel_switches_live_on_and_off(scan):
         try:
             item = live_image(dc)
             other = add_image(dc, image_with(), title="Stored")
-            assert not handler.is_live.value
+            assert not handler.atoms.is_live.value
             select(dc, item)
-            assert handler.is_live.value
-            assert handler.live_label.value == "Go live"
+            assert handler.atoms.is_live.value
+            assert handler.atoms.live_label.value == "Go live"
             handler.live_clicked(None)
             select(dc, item)
-            assert handler.live_label.value == "Stop live"
+            assert handler.atoms.live_label.value == "Stop live"
             running = live.find(item)
             scan.finish(image_with((20, 30)), 3)
             wait_for(lambda: running.status.analysed == 1, dc)
-            assert handler.state.value.startswith("Live: frame 3, ")
-            assert handler.found.value == "3 C, 1 Si"
-            handler.draw_names.value = False
+            assert handler.atoms.state.value.startswith("Live: frame 3, ")
+            assert handler.atoms.found.value == "3 C, 1 Si"
+            handler.atoms.draw_names.value = False
             assert running.options.names is False
             handler.live_clicked(None)
             assert not running.is_running
-            assert handler.state.value == "Live annotation is stopped."
-            assert handler.live_label.value == "Go live"
+            assert handler.atoms.state.value == "Live annotation is stopped."
+            assert handler.atoms.live_label.value == "Go live"
             handler.live_clicked(None)
             assert live.find(item) is not None
             assert len(dc.document_model.data_items) == 4
             select(dc, other)
-            assert not handler.is_live.value
+            assert not handler.atoms.is_live.value
         finally:
             live.stop_all()
             handler.close()
@@ -336,7 +314,7 @@ class TestMicroscope:
         after = generator.truth
         size, fov, turn = change.get("size", 256), change.get("fov", 4.0), change.get("rotation", 0.0)
         center = np.array(change.get("center", (0.0, 0.0)))
-        rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
         in_nm = (np.stack([before.y_px, before.x_px], 1) - 127.5) * 4.0 / 256
         expected = (in_nm - center) @ rotation / (fov / size) + (size - 1) / 2
         visible = ((expected > 5) & (expected < size - 6)).all(axis=1)

@@ -104,7 +104,7 @@ def test_panel_opens_and_closes_as_a_dock_panel():
         with swift() as dc:
             dock = dc.find_dock_panel(panel.PANEL_ID)
             assert isinstance(dock, panel.AtomsPanel)
-            assert dock.handler.state.value == "Select an image and press Annotate."
+            assert dock.handler.atoms.state.value == "Select an image and press Annotate."
     finally:
         panel.unregister()
 
@@ -115,27 +115,27 @@ def test_button_and_display_of_the_result():
         try:
             image = add_image(dc, image_with((20, 30), (40, 10)))
             handler.annotate_clicked(None)
-            assert handler.state.value.startswith("Finding atoms")
+            assert handler.atoms.state.value.startswith("Finding atoms")
             wait_for(done(dc), dc)
             dc.periodic()
-            assert handler.found.value == "6 C, 2 Si"
-            assert handler.names.value == "2 Si-C3"
-            assert handler.scale.value == "20.00 pm/px, from the image's calibration"
-            assert len(handler.defects.value) == 2
+            assert handler.atoms.found.value == "6 C, 2 Si"
+            assert handler.atoms.names.value == "2 Si-C3"
+            assert handler.atoms.scale.value == "20.00 pm/px, from the image's calibration"
+            assert len(handler.atoms.defects.value) == 2
             # Clicking a defect tells its chemistry and selects its mark.
-            handler.defect_index.value = 1
-            assert handler.detail.value.startswith("Si1 C3\nBonds (pm)")
+            handler.atoms.defect_index.value = 1
+            assert handler.atoms.detail.value.startswith("Si1 C3\nBonds (pm)")
             display_item = dc.document_model.get_display_item_for_data_item(image)
             (mark,) = display_item.selected_graphics
             assert mark.center.as_tuple() == pytest.approx((40.5 / 64, 10.5 / 64))
             # Another image has no result; going back shows this one's again.
             add_image(dc, image_with(), title="Other")
-            assert handler.found.value == ""
-            assert handler.defects.value == []
+            assert handler.atoms.found.value == ""
+            assert handler.atoms.defects.value == []
             select(dc, image)
-            assert handler.found.value == "6 C, 2 Si"
+            assert handler.atoms.found.value == "6 C, 2 Si"
             dc.document_model.remove_data_item(annotation(dc.document_model)[1])
-            assert handler.found.value == ""
+            assert handler.atoms.found.value == ""
         finally:
             handler.close()
 
@@ -149,13 +149,13 @@ def test_choices_in_the_panel_change_the_result():
             wait_for(done(dc), dc)
             _, _, computation = annotation(dc.document_model)
             values = {v.name: v for v in computation.variables}
-            handler.draw_names.value = False
+            handler.atoms.draw_names.value = False
             assert values["names"].value is False
             dc.handle_undo()
             assert values["names"].value is True
-            assert handler.draw_names.value is True
+            assert handler.atoms.draw_names.value is True
             actions.set_variable(dc, computation, values["model"], "mine")
-            assert handler.models.value[handler.model_index.value] == "mine"
+            assert handler.atoms.models.value[handler.atoms.model_index.value] == "mine"
         finally:
             handler.close()
 
@@ -168,6 +168,6 @@ def test_error_is_said_in_the_panel():
             press(dc)
             wait_for(done(dc), dc)
             image.set_data(image_with() * 0)
-            wait_for(lambda: "constant" in handler.state.value, dc)
+            wait_for(lambda: "constant" in handler.atoms.state.value, dc)
         finally:
             handler.close()

@@ -50,7 +50,9 @@ def said(monkeypatch):
 
 def movie(frames=8):
     """A silicon atom that stays where it is."""
-    return np.stack([image_with((64, 64), size=128) for _ in range(frames)])
+    stack = np.stack([image_with((64, 64), size=128) for _ in range(frames)])
+    stack[:, 0, 0] += np.arange(frames)  # no frame is a copy of the one before
+    return stack
 
 
 def finished(run):
@@ -70,7 +72,7 @@ def test_a_movie_gives_tracks_timeline_and_table(descriptor):
         run = start(dc)
         wait_for(finished(run), dc)
         assert run.progress.state == "finished", run.progress.message
-        assert len(dc.document_model.data_items) == 4
+        assert len(dc.document_model.data_items) == 5
         table = tracking.find_table(dc.document_model, item)
         metadata = table.metadata["stemdl"]
         column = {name: table.data[:, i] for i, name in enumerate(metadata["columns"])}
@@ -79,11 +81,16 @@ def test_a_movie_gives_tracks_timeline_and_table(descriptor):
         assert column["frame"].tolist() == list(range(8))
         assert [metadata["names"][int(n)] for n in column["name"]] == ["Si-C3"] * 8
         assert column["y_px"] == pytest.approx(np.full(8, 64), abs=0.5)
-        assert all(i.xdata.is_data_rgb_type for i in dc.document_model.data_items[2:])
+        assert all(i.xdata.is_data_rgb_type for i in dc.document_model.data_items[2:4])
+        lines = dc.document_model.data_items[4]
+        assert lines.data.tolist() == [[1.0] * 8]
+        display_item = dc.document_model.get_display_item_for_data_item(lines)
+        assert display_item.used_display_type == "line_plot"
+        assert [layer.label for layer in display_item.display_layers] == ["Si-C3"]
         dc.handle_undo()
         assert list(dc.document_model.data_items) == [item]
         dc.handle_redo()
-        assert len(dc.document_model.data_items) == 4
+        assert len(dc.document_model.data_items) == 5
         dc.document_model.remove_data_item(item)
         assert not dc.document_model.data_items
 
@@ -114,7 +121,7 @@ def test_images_are_not_movies(said):
     with swift() as dc:
         add_image(dc, image_with())
         dc.perform_action("stemdl.track")
-        assert said == ["select a movie: a sequence of images"]
+        assert said == ["select a movie, a sequence of images, or a running scan"]
         assert len(dc.document_model.data_items) == 1
 
 
@@ -149,22 +156,22 @@ def test_panel_shows_progress_and_events_select_their_frame(monkeypatch):
         handler = panel.PanelHandler(dc)
         try:
             item = add_image(dc, stack, descriptor=SEQUENCE)
-            assert handler.is_movie.value
+            assert handler.tracks.can_track.value
             handler.track_clicked(None)
-            assert handler.track_label.value == "Cancel"
+            assert handler.tracks.track_label.value == "Cancel"
             (run,) = tracking._running
             wait_for(finished(run), dc)
             dc.periodic()
             select(dc, item)
-            assert handler.track_label.value == "Track"
-            assert handler.track_state.value == "1 tracks, 1 events in 12 frames"
-            assert handler.events.value == ["6   death   Si-C3"]
-            handler.event_index.value = 0
+            assert handler.tracks.track_label.value == "Track"
+            assert handler.tracks.state.value == "1 tracks, 1 events in 12 frames"
+            assert handler.tracks.events.value == ["6   death   Si-C3"]
+            handler.tracks.event_index.value = 0
             display_item = dc.document_model.get_display_item_for_data_item(item)
             assert display_item.display_data_channel.sequence_index == 6
             other = add_image(dc, image_with(), title="Other")
-            assert not handler.is_movie.value
-            assert handler.events.value == []
+            assert not handler.tracks.can_track.value
+            assert handler.tracks.events.value == []
             dc.document_model.remove_data_item(other)
         finally:
             handler.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 
-from . import actions, computations, live, panel, tracking
+from . import actions, computations, export, live, panel, preferences, session, steering, tracking
 
 
 class StemdlExtension:
@@ -19,16 +19,18 @@ class StemdlExtension:
         computations.register()
         actions.register()
         panel.register()
+        preferences.register()
         self.__app = getattr(Application, "app", None)
         if self.__app is not None:
             self.__app.register_menu_handler(actions.build_menu)
 
     def close(self) -> None:
         """Called when Swift unloads its plug-ins."""
-        live.stop_all()
-        tracking.stop_all()
+        for part in (steering, session, live, tracking, export):
+            part.stop_all()
         if self.__app is not None:
             self.__app.unregister_menu_handler(actions.build_menu)
             self.__app = None
+        preferences.unregister()
         panel.unregister()
         actions.unregister()

@@ -8,12 +8,12 @@ import typing
 
 from nion.ui import Window
 
-from . import adapters, commands, computations, live, tracking
+from . import adapters, commands, computations, live, preferences, session, tracking
 from .commands import notify as notify
 
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
-    from nion.swift.model import DisplayItem, Symbolic
+    from nion.swift.model import DataItem, DisplayItem, Symbolic
 
 _ = gettext.gettext
 
@@ -21,7 +21,6 @@ ANNOTATE_ID = "stemdl.annotate"
 TRACK_ID = "stemdl.track"
 #: Free in Nion Swift and its instrument panels.
 ANNOTATE_KEYS = "Ctrl+Shift+A"
-_MODEL_SETTING = "stemdl/model"
 
 
 def annotate(
@@ -61,16 +60,20 @@ def annotate(
 
 def track(
     document_controller: DocumentController.DocumentController, display_item: DisplayItem.DisplayItem | None
-) -> tracking.MovieRun | None:
-    """Follow the defects through a stored movie. One line is shown where that cannot be done."""
+) -> tracking.MovieRun | session.LiveTracking | None:
+    """Follow the defects through a stored movie or a running scan. One line is shown where that cannot be."""
     from stemdl_core.errors import StemdlError
 
     data_item = display_item.data_item if display_item else None
     try:
+        known = computations.find(document_controller.document_model, data_item)
+        scan = known.source if known else data_item
+        if scan is not None and live.hardware_source_of(scan) is not None:
+            return _track_live(document_controller, scan)
         xdata = data_item.xdata if data_item else None
         adapters.check_selection(xdata)
         if data_item is None or display_item is None or xdata is None or not adapters.is_movie(xdata):
-            raise StemdlError(_("select a movie: a sequence of images"))
+            raise StemdlError(_("select a movie, a sequence of images, or a running scan"))
         if tracking.find(data_item) is not None:
             raise StemdlError(_("this movie is being tracked already"))
         return tracking.MovieRun(
@@ -79,6 +82,21 @@ def track(
     except StemdlError as error:
         notify(_("Nothing was created"), str(error))
     return None
+
+
+def _track_live(
+    document_controller: DocumentController.DocumentController, scan: DataItem.DataItem
+) -> session.LiveTracking | None:
+    """Follow the defects of a running scan; it is annotated as well, since tracking needs what that finds."""
+    known = session.find(scan)
+    if known is not None:
+        known.pause(False)
+        return known
+    if live.find(scan) is None:
+        display_item = computations.display_item_of(scan)
+        annotate(document_controller, [display_item] if display_item else [])
+    annotation = live.find(scan)
+    return session.start(document_controller, annotation) if annotation is not None else None
 
 
 def _again(
@@ -133,12 +151,12 @@ def set_variable(
 
 def chosen_model(document_controller: DocumentController.DocumentController) -> str:
     """The model that the user prefers."""
-    return str(document_controller.ui.get_persistent_string(_MODEL_SETTING, computations.DEFAULT_MODEL))
+    return preferences.model(document_controller.ui)
 
 
 def choose_model(document_controller: DocumentController.DocumentController, name: str) -> None:
     """Remember the model for this and later sessions."""
-    document_controller.ui.set_persistent_string(_MODEL_SETTING, name)
+    preferences.choose_model(document_controller.ui, name)
 
 
 class AnnotateAction(Window.Action):
@@ -154,10 +172,10 @@ class AnnotateAction(Window.Action):
 
 
 class TrackAction(Window.Action):
-    """Follow the defects through the selected movie."""
+    """Follow the defects through the selected movie or running scan."""
 
     action_id = TRACK_ID
-    action_name = _("Track Defects through the Movie")
+    action_name = _("Track Defects")
 
     def execute(self, context: Window.ActionContext) -> Window.ActionResult:
         track(typing.cast(typing.Any, context).window, typing.cast(typing.Any, context).display_item)
@@ -183,6 +201,7 @@ def unregister() -> None:
 
 def build_menu(document_controller: DocumentController.DocumentController) -> None:
     """Add the menu "Atoms" to a window."""
+    preferences.load(document_controller.ui)
     menu = document_controller.get_or_create_menu("stemdl_menu", _("Atoms"), "window_menu")
     for action in _ACTIONS:
         keys = Window.action_shortcuts.get(action.action_id, {}).get("window")

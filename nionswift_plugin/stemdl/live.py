@@ -148,6 +148,8 @@ class LiveAnnotation:
             raise ValueError("not a live image")
         self.source, self.overlay, self.table, self.defect_table = source, overlay, table, defect_table
         self.options = options
+        #: The newest frame that was analysed, and what was found in it.
+        self.latest: tuple[Image, FrameAnalysis] | None = None
         #: What else works on each analysed frame; see `attach`.
         self.followers: tuple[Follower, ...] = ()
         self.status = LiveStatus()
@@ -239,6 +241,8 @@ class LiveAnnotation:
                 frame, self.__newest = self.__newest, None
             assert frame is not None
             image, result = self.__analyse(frame)
+            if image is not None and result.contents is not None:
+                self.latest = image, result.contents.analysis
             with self.__condition:
                 if self.__closed:
                     return

@@ -1,4 +1,4 @@
-"""A simulated microscope with atoms: silicon-doped graphene that drifts and changes under the beam.
+"""A simulated microscope with atoms: a sheet of graphene or MoSe2 that drifts and changes under the beam.
 
 It is a scan device for Nion's own simulated instrument (usim), so that everything Swift can do with a scan
 works with it: field of view, position, rotation, size, pixel time and sub-scans are honoured. The truth is
@@ -8,28 +8,28 @@ known for every frame.
 from __future__ import annotations
 
 import gettext
-import threading
-import time
+import os
 import typing
 from dataclasses import dataclass
 
 import numpy
 
+from .specimens import HOP_DOSE_E_PER_NM2 as HOP_DOSE_E_PER_NM2
+from .specimens import SWITCH_DOSE_E_PER_NM2 as SWITCH_DOSE_E_PER_NM2
+from .specimens import Dichalcogenide, Specimen
+
 if typing.TYPE_CHECKING:
-    from collections.abc import Callable
+    from .specimens import Sample
 
 _ = gettext.gettext
 
 DEVICE_ID = "stemdl_scan_device"
-#: Bond length of graphene, and the projected silicon-carbon distance of the 3-fold (buckled) silicon [nm].
-_CC_NM, _SIC_NM = 0.142, 0.160
 #: 100 pA in electrons per microsecond.
 _BEAM_E_PER_US = 624.0
 #: Electrons that one carbon atom scatters to the annular detector, per electron and nm^2 [nm^2].
 _CARBON_NM2 = 2.5e-5
-#: A silicon changes places with a neighbour once in this dose on average [electrons/nm^2]; the mechanism
-#: and the order of magnitude are those of Susi et al., Phys. Rev. Lett. 113, 115501 (2014).
-HOP_DOSE_E_PER_NM2 = 6e8
+#: Environment variable that chooses the specimen of ``stemdl swift``.
+SPECIMEN_VARIABLE = "STEMDL_SPECIMEN"
 
 
 @dataclass(frozen=True)
@@ -42,116 +42,14 @@ class Truth:
         Positions in the scan's own pixels.
     species : (N,) str
         Chemical symbols.
+    defects : tuple of (str, float, float)
+        Name and position (y, x) [px] of every defect in view.
     """
 
     y_px: numpy.ndarray
     x_px: numpy.ndarray
     species: numpy.ndarray
-
-
-class Specimen:
-    """A sheet of graphene with silicon on some of its sites.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-        Source of everything random: which sites hold silicon, hops, noise.
-    size_nm : float
-        Side of the square sheet, whose centre is at the origin of the scan's coordinates [nm].
-    silicon : int
-        Number of silicon atoms; the first is near the centre.
-    rotation_deg : float
-        Rotation of the lattice.
-    drift_nm_per_s : (float, float)
-        Velocity of the sheet (y, x).
-    clock : callable
-        Time [s].
-    """
-
-    def __init__(
-        self,
-        *,
-        rng: numpy.random.Generator,
-        size_nm: float = 24.0,
-        silicon: int = 40,
-        rotation_deg: float = 13.0,
-        drift_nm_per_s: tuple[float, float] = (0.004, -0.003),
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.__rng = rng
-        self.__clock = clock
-        self.__start_s = clock()
-        self.__drift = numpy.asarray(drift_nm_per_s, dtype=float)
-        self.__lock = threading.Lock()
-        self.__sites, self.__neighbours = _sheet(size_nm, rotation_deg)
-        inside = numpy.flatnonzero((self.__neighbours >= 0).all(axis=1))
-        self.__silicon = self.__place(inside, silicon)
-
-    def __place(self, candidates: numpy.ndarray, count: int) -> list[int]:
-        """Sites for silicon, at least 1.2 nm apart."""
-        distance = numpy.hypot(*self.__sites[candidates].T)
-        chosen = [int(candidates[distance.argmin()])]
-        for site in self.__rng.permutation(candidates):
-            if len(chosen) >= count:
-                break
-            if numpy.hypot(*(self.__sites[chosen] - self.__sites[site]).T).min() > 1.2:
-                chosen.append(int(site))
-        return chosen[:count]
-
-    def atoms(self) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """(N, 2) positions (y, x) [nm] where they are now, and (N,) symbols."""
-        with self.__lock:
-            silicon = list(self.__silicon)
-        yx = self.__sites.copy()
-        species = numpy.full(len(yx), "C", dtype="U2")
-        species[silicon] = "Si"
-        for site in silicon:
-            # The neighbours make room for the larger atom.
-            for neighbour in self.__neighbours[site]:
-                outward = yx[neighbour] - yx[site]
-                yx[neighbour] = yx[site] + outward * (_SIC_NM / _CC_NM)
-        return yx + self.__drift * (self.__clock() - self.__start_s), species
-
-    def expose(self, dose_e_per_nm2: float, inside: Callable[[numpy.ndarray], numpy.ndarray]) -> None:
-        """Let the beam act: each silicon in the scanned area may change places with one of its neighbours."""
-        with self.__lock:
-            now = self.__sites[self.__silicon] + self.__drift * (self.__clock() - self.__start_s)
-            hops = inside(now) & (
-                self.__rng.random(len(now)) < 1 - numpy.exp(-dose_e_per_nm2 / HOP_DOSE_E_PER_NM2)
-            )
-            for i in numpy.flatnonzero(hops):
-                target = int(self.__rng.choice(self.__neighbours[self.__silicon[i]]))
-                others = self.__silicon[:i] + self.__silicon[i + 1 :]
-                apart = numpy.hypot(*(self.__sites[others] - self.__sites[target]).T).min(initial=9.9)
-                if (self.__neighbours[target] >= 0).all() and apart > 0.6:
-                    self.__silicon[i] = target
-
-
-def _sheet(size_nm: float, rotation_deg: float) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Sites (N, 2) of a graphene sheet [nm], and (N, 3) their neighbours (-1 beyond the rim)."""
-    a = 3**0.5 * _CC_NM
-    count = int(size_nm / a * 1.6) + 2
-    i, j = (g.ravel() for g in numpy.meshgrid(*[numpy.arange(-count, count + 1)] * 2))
-    first, second = numpy.array([0.0, a]), numpy.array([a * 3**0.5 / 2, a / 2])
-    cell = i[:, None] * first + j[:, None] * second
-    basis = (first + second) / 3
-    yx = numpy.concatenate([cell, cell + basis])
-    number = numpy.full((2, 2 * count + 1, 2 * count + 1), -1)
-    turn = numpy.deg2rad(rotation_deg)
-    rotated = yx @ numpy.array([[numpy.cos(turn), numpy.sin(turn)], [-numpy.sin(turn), numpy.cos(turn)]])
-    keep = (numpy.abs(rotated) < size_nm / 2).all(axis=1)
-    lattice = numpy.repeat([0, 1], len(cell))
-    row, column = numpy.tile(i, 2) + count, numpy.tile(j, 2) + count
-    number[lattice[keep], row[keep], column[keep]] = numpy.arange(keep.sum())
-    # A site of lattice 0 at cell (i, j) is bonded to those of lattice 1 at (i, j), (i-1, j) and (i, j-1),
-    # and vice versa.
-    sign = numpy.where(lattice == 0, -1, 1)
-    neighbours = []
-    for di, dj in ((0, 0), (1, 0), (0, 1)):
-        r = numpy.clip(row + sign * di, 0, 2 * count)
-        c = numpy.clip(column + sign * dj, 0, 2 * count)
-        neighbours.append(number[1 - lattice, r, c])
-    return rotated[keep], numpy.stack(neighbours, axis=1)[keep]
+    defects: tuple[tuple[str, float, float], ...] = ()
 
 
 class Generator:
@@ -159,13 +57,13 @@ class Generator:
 
     Parameters
     ----------
-    specimen : Specimen
+    specimen : Sample
         What lies under the beam.
     rng : numpy.random.Generator
         Source of the noise.
     """
 
-    def __init__(self, specimen: Specimen, rng: numpy.random.Generator) -> None:
+    def __init__(self, specimen: Sample, rng: numpy.random.Generator) -> None:
         self.specimen = specimen
         #: The truth of the newest scan.
         self.truth: Truth | None = None
@@ -181,7 +79,7 @@ class Generator:
         step = float(parameters.fov_nm) / height
         turn = float(parameters.rotation_rad)
         center = numpy.array([float(v) for v in parameters.center_nm])
-        rotation = numpy.array([[numpy.cos(turn), -numpy.sin(turn)], [numpy.sin(turn), numpy.cos(turn)]])
+        rotation = numpy.array([[numpy.cos(turn), numpy.sin(turn)], [-numpy.sin(turn), numpy.cos(turn)]])
 
         def to_px(yx_nm: numpy.ndarray) -> numpy.ndarray:
             middle = (numpy.array([height, width]) - 1) / 2
@@ -191,19 +89,28 @@ class Generator:
             yx = to_px(yx_nm)
             return ((yx > -0.5) & (yx < (height - 0.5, width - 0.5))).all(axis=1)
 
+        defects = [(name, *to_px(place[None])[0]) for name, place in self.specimen.defects()]
         yx_nm, species = self.specimen.atoms()
-        px = to_px(yx_nm)
+        dirt = self.specimen.dirt()
+        px = to_px(numpy.concatenate([yx_nm, dirt]))
+        species = numpy.concatenate([species, numpy.full(len(dirt), "C")])
+        clean = numpy.arange(len(px)) < len(yx_nm)
         near = ((px > -1.0 / step) & (px < (height + 1.0 / step, width + 1.0 / step))).all(axis=1)
-        px, species = px[near], species[near]
-        weight = column_intensity(numpy.where(species == "Si", 14, 6))
+        px, species, clean = px[near], species[near], clean[near]
+        number = {"C": 6, "Si": 14, "Se": 34, "Mo": 42, "W": 74}
+        weight = column_intensity([number[s] for s in species.tolist()])
         density = render(
             px * step, weight, scan=Scan.regular((height, width), step, (0.0, 0.0)), probe=Probe()
         )
         dose = _BEAM_E_PER_US * float(parameters.pixel_time_us) / step**2
         detector = Detector(dose_e_per_atom=dose * _CARBON_NM2, background_e_per_px=0.5, gain=10.0)
         image = expose(density, pixel_nm=step, detector=detector, rng=self.__rng)
-        seen = ((px > -0.5) & (px < (height - 0.5, width - 0.5))).all(axis=1)
-        self.truth = Truth(px[seen, 0], px[seen, 1], species[seen])
+        seen = clean & ((px > -0.5) & (px < (height - 0.5, width - 0.5))).all(axis=1)
+        in_view = tuple(
+            (name, float(y), float(x)) for name, y, x in defects
+            if -0.5 < y < height - 0.5 and -0.5 < x < width - 0.5
+        )  # fmt: skip
+        self.truth = Truth(px[seen, 0], px[seen, 1], species[seen], in_view)
         self.specimen.expose(dose, inside)
         return image
 
@@ -219,7 +126,7 @@ def scan_module(instrument: typing.Any, generator: Generator) -> typing.Any:
             self.stem_controller_id = instrument.instrument_id
             self.device = ScanDevice.Device(
                 DEVICE_ID,
-                _("stemdl simulated graphene"),
+                _("stemdl simulated microscope"),
                 instrument,
                 UsimScanDevice.ScanBoxSimulator(generator),
             )
@@ -242,10 +149,19 @@ def scan_module(instrument: typing.Any, generator: Generator) -> typing.Any:
     return Module()
 
 
-def connect(seed: int = 0) -> Generator | None:
+def specimen(name: str, rng: numpy.random.Generator, **options: typing.Any) -> Sample:
+    """A specimen by name: 'graphene' (with silicon) or 'MoSe2' (with tungsten and vacancies)."""
+    kinds = {"graphene": Specimen, "mose2": Dichalcogenide}
+    if name.lower() not in kinds:
+        raise ValueError(f"unknown specimen {name!r}: choose graphene or MoSe2")
+    return typing.cast("Sample", kinds[name.lower()](rng=rng, **options))
+
+
+def connect(seed: int = 0, name: str | None = None) -> Generator | None:
     """Add the simulated microscope to a running Swift; None where usim is not installed.
 
-    Called before the first window opens, after the plug-ins have been loaded.
+    Called before the first window opens, after the plug-ins have been loaded. The specimen is `name`, by
+    default what the environment variable ``STEMDL_SPECIMEN`` says, otherwise graphene.
     """
     from nion.utils import Registry
 
@@ -253,6 +169,7 @@ def connect(seed: int = 0) -> Generator | None:
     if instrument is None or getattr(instrument, "instrument_id", "") != "usim_stem_controller":
         return None
     rng = numpy.random.default_rng(seed)
-    generator = Generator(Specimen(rng=rng), rng)
+    name = name or os.environ.get(SPECIMEN_VARIABLE) or "graphene"
+    generator = Generator(specimen(name, rng, dirt=0.02), rng)
     Registry.register_component(scan_module(instrument, generator), {"scan_module"})
     return generator

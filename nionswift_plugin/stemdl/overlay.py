@@ -119,7 +119,7 @@ def render(image: numpy.ndarray, analysis: FrameAnalysis, style: Style) -> numpy
         In the order blue, green, red, which is Swift's.
     """
     zoom = zoom_for(analysis.shape)
-    canvas = _Canvas(background(image, zoom))
+    canvas = Canvas(background(image, zoom))
     sites, bonds = analysis.sites, analysis.bonds
     yx = (sites.yx_px + 0.5) * zoom - 0.5
     shown = sites.score >= style.min_score if style.min_score > 0 else numpy.ones(len(sites), bool)
@@ -186,7 +186,7 @@ def _bond_length(analysis: FrameAnalysis) -> float:
     return bond_px(analysis)
 
 
-class _Canvas:
+class Canvas:
     """A picture that marks are blended into, with the edges of every mark smoothed over one pixel."""
 
     def __init__(self, grey: numpy.ndarray) -> None:
@@ -328,16 +328,29 @@ def trajectories(image: numpy.ndarray, tracks: Tracks) -> numpy.ndarray:
     (h, w, 3) uint8 ndarray
         In the order blue, green, red.
     """
-    zoom = zoom_for(image.shape)
-    canvas = _Canvas(background(image, zoom))
-    labels = []
+    known = {}
     for number in tracks.ids.tolist():
         rows = tracks.track_id == number
-        yx = (numpy.stack([tracks.y_px[rows], tracks.x_px[rows]], axis=1) + 0.5) * zoom - 0.5
+        known[number] = (
+            numpy.stack([tracks.y_px[rows], tracks.x_px[rows]], axis=1),
+            str(tracks.name[rows][-1]),
+        )
+    return paths(image, known)
+
+
+def paths(
+    image: numpy.ndarray, known: typing.Mapping[int, tuple[numpy.ndarray, str]]
+) -> numpy.ndarray:
+    """An image with paths of defects, by number: (N, 2) positions in (y, x) px, and the name at their end."""
+    zoom = zoom_for(image.shape)
+    canvas = Canvas(background(image, zoom))
+    labels = []
+    for number, (positions, name) in known.items():
+        yx = (positions + 0.5) * zoom - 0.5
         rgb = _TRACK_RGB[number % len(_TRACK_RGB)]
         canvas.lines(yx[:-1], yx[1:], 1.0, rgb, 0.9)
         canvas.discs(yx[-1:], 6.0, rgb)
-        labels.append((str(tracks.name[rows][-1]), float(yx[-1, 0]) - 10.0, float(yx[-1, 1])))
+        labels.append((f"{name} #{number}", float(yx[-1, 0]) - 10.0, float(yx[-1, 1])))
     canvas.texts(labels, 22, _DEFECT_RGB)
     return canvas.bgr
 
@@ -355,7 +368,7 @@ def timeline(tracks: Tracks, *, band_px: int = 26, least_width_px: int = 480) ->
     frames = max(int(tracks.frames), 1)
     step = max(1, math.ceil(least_width_px / frames))
     margin = 170
-    canvas = _Canvas(
+    canvas = Canvas(
         numpy.full((band_px * max(len(chosen), 1) + 8, margin + frames * step + 8), 24, numpy.uint8)
     )
     names = sorted(set(tracks.name.tolist()))

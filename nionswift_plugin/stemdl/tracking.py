@@ -7,28 +7,26 @@ import threading
 import typing
 from dataclasses import dataclass
 
-import numpy
-from nion.data import Calibration, DataAndMetadata
 from nion.swift import Undo
 from nion.swift.model import DataItem
 from nion.utils import Event
 
-from . import adapters, computations, engine
+from . import adapters, computations, engine, plots
+from .tracked import COLUMNS as COLUMNS
+from .tracked import MOST_EVENTS as MOST_EVENTS
+from .tracked import Results, keep, results
+from .tracked import event_entry as event_entry
+from .tracked import event_line as event_line
+from .tracked import find_table as find_table
+from .tracked import show_frame as show_frame
+from .tracked import tracks_of as tracks_of
 
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
     from nion.swift.model import Changes, DisplayItem
 
-    from stemdl_core.trajectories import Tracks
 
 _ = gettext.gettext
-
-#: Columns of the trajectories table, each with its unit; ``name`` counts in the metadata's ``names``.
-COLUMNS = (("frame", ""), ("time_s", "s"), ("track_id", ""), ("name", ""), ("y_px", "px"), ("x_px", "px"),
-           ("y_nm", "nm"), ("x_nm", "nm"), ("orientation_deg", "deg"))  # fmt: skip
-#: Swift copies metadata often; the table of all events is exported, not stored there.
-_MOST_EVENTS = 500
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -133,25 +131,28 @@ class MovieRun:
 
     def __follow(self) -> Results | None:
         from stemdl_core.errors import StemdlError
-        from stemdl_core.tracking import Tracker
+        from stemdl_core.movies import MovieTracker
 
-        tracker = Tracker()
+        options = self.options
+        movie = MovieTracker(lambda frame: engine.analyze(frame, model=options.model, dopant=options.dopant))
         faults, total, first_fault, picture = 0, self.progress.total, "", None
         for index in range(total):
             if self.__cancelled.is_set():
                 return None
             try:
                 frame = adapters.frame_of(self.__xdata, index=index, source=self.source.title)
-                analysis = engine.analyze(frame, model=self.options.model, dopant=self.options.dopant)
-                tracker.update(analysis)
-                picture = frame.image if picture is None else picture
+                update = movie.update(frame)[1]
+                fault = update.fault
+                picture = frame.image if picture is None and fault is None else picture
             except StemdlError as error:
-                tracker.skip(index, str(error))
-                faults, first_fault = faults + 1, first_fault or str(error)
+                fault = str(error)
+                movie.skip(index, fault)
+            if fault is not None:
+                faults, first_fault = faults + 1, first_fault or fault
             self.__tell(Progress(index + 1, total, faults), None)
         if picture is None:
             raise StemdlError(_("no frame of the movie can be used: {}").format(first_fault))
-        return results(tracker.tracks(), picture, self.__xdata, self.options.model)
+        return results(movie.tracker.tracks(), picture, self.__xdata, options.model)
 
     def __tell(self, progress: Progress, results: Results | None) -> None:
         try:
@@ -183,76 +184,6 @@ class MovieRun:
         for listener in self.__listeners:
             listener.close()
         self.__listeners = []
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a movie gave, ready for data items."""
-
-    tracks: Tracks
-    overlay: DataAndMetadata.DataAndMetadata
-    table: DataAndMetadata.DataAndMetadata
-    timeline: DataAndMetadata.DataAndMetadata
-
-
-def results(
-    tracks: Tracks, image: numpy.ndarray, xdata: DataAndMetadata.DataAndMetadata, model: str
-) -> Results:
-    """Pictures and table of a tracked movie. On a worker thread."""
-    from . import overlay
-
-    names = sorted(set(tracks.name.tolist()))
-    columns = [tracks.frame, tracks.time_s, tracks.track_id, [names.index(n) for n in tracks.name.tolist()],
-               tracks.y_px, tracks.x_px, tracks.y_nm, tracks.x_nm, tracks.orientation_deg]  # fmt: skip
-    table = numpy.stack([numpy.asarray(c, dtype=float) for c in columns], axis=1)
-    rows = len(table)
-    if not rows:
-        table = numpy.full((1, len(COLUMNS)), numpy.nan)
-    metadata = {
-        "schema": adapters.SCHEMA,
-        "tracks": len(tracks.ids),
-        "rows": rows,
-        "frames": int(tracks.frames),
-        "model": model,
-        "columns": [name for name, _unit in COLUMNS],
-        "units": [unit for _name, unit in COLUMNS],
-        "names": names,
-        "faults": [[int(frame), reason] for frame, reason in tracks.faults][:_MOST_EVENTS],
-        "events": [
-            {
-                "frame": int(e.frame), "kind": e.kind, "track_ids": [int(i) for i in e.track_ids],
-                "from": e.before, "to": e.after, "angle_deg": _finite(e.angle_deg),
-            }
-            for e in list(tracks.events)[:_MOST_EVENTS]
-        ],
-    }  # fmt: skip
-    key = adapters.METADATA_KEY
-    calibrations = list(xdata.dimensional_calibrations[-2:])
-    zoom = overlay.zoom_for(image.shape)
-    scaled = [Calibration.Calibration(c.offset, c.scale / zoom, c.units) for c in calibrations]
-    return Results(
-        tracks,
-        DataAndMetadata.new_data_and_metadata(
-            overlay.trajectories(image, tracks),
-            dimensional_calibrations=scaled,
-            metadata={key: {"overlay": 1}},
-        ),
-        DataAndMetadata.new_data_and_metadata(table, metadata={key: metadata}),
-        DataAndMetadata.new_data_and_metadata(overlay.timeline(tracks), metadata={key: {"overlay": 1}}),
-    )
-
-
-def _finite(value: float) -> float | None:
-    return round(float(value), 2) if numpy.isfinite(value) else None
-
-
-def event_line(event: typing.Mapping[str, typing.Any]) -> str:
-    """One event in one line."""
-    names = dict.fromkeys(name for name in (event["from"], event["to"]) if name)
-    line = f"{event['frame']}   {event['kind']}   " + " \N{RIGHTWARDS ARROW} ".join(names)
-    if event.get("angle_deg") is not None:
-        line += f"   {event['angle_deg']:.0f}\N{DEGREE SIGN}"
-    return line
 
 
 class TrackCommand(Undo.UndoableCommand):
@@ -301,6 +232,7 @@ class TrackCommand(Undo.UndoableCommand):
         table.source = source
         self.__document_model.append_data_item(table)
         self.__proxy = table.create_proxy()
+        keep(table, results.tracks)
         # Everything else goes when the table goes, and the table when the movie goes.
         for xdata, title in ((results.overlay, _("{} (Tracks)")), (results.timeline, _("{} (Timeline)"))):
             item = DataItem.new_data_item(xdata)
@@ -308,6 +240,12 @@ class TrackCommand(Undo.UndoableCommand):
             item.source = table
             self.__document_model.append_data_item(item)
             commands.show_beside(self.__document_controller, display_item, item)
+        for title, xdata in results.lines:
+            item = DataItem.new_data_item(xdata)
+            item.title = title.format(source.title)
+            item.source = table
+            self.__document_model.append_data_item(item)
+            plots.update(item, xdata)
         self.__display_item = self.__results = None
 
     def _undo(self) -> None:
@@ -339,25 +277,6 @@ class TrackCommand(Undo.UndoableCommand):
 
     def _set_modified_state(self, modified_state: typing.Any) -> None:
         self.__document_model.modified_state = modified_state
-
-
-def find_table(document_model: typing.Any, data_item: DataItem.DataItem | None) -> DataItem.DataItem | None:
-    """The newest trajectories table that a data item is the movie, a picture or the table of."""
-    for item in reversed(document_model.data_items if data_item is not None else []):
-        known = "tracks" in item.metadata.get(adapters.METADATA_KEY, {}) and item.source is not None
-        if known and (data_item in (item, item.source) or data_item.source is item):  # type: ignore[union-attr]
-            return typing.cast(DataItem.DataItem, item)
-    return None
-
-
-def show_frame(movie: DataItem.DataItem, index: int) -> None:
-    """Let Swift display a frame of a movie."""
-    display_item = computations.display_item_of(movie)
-    channel = display_item.display_data_channel if display_item else None
-    if channel is not None and movie.is_sequence:
-        channel.sequence_index = index
-    elif channel is not None:
-        channel.collection_index = (index,)
 
 
 _running: list[MovieRun] = []
