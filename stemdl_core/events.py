@@ -106,7 +106,7 @@ def name_evidence(
     evidence = {}
     for name in {*row.seen.names, *others, *single}:
         # 'unknown' is a reading that failed more often than a state of the specimen.
-        prior = 0.03 if name == "unknown" else 0.4 if "+V" in name else 1.0
+        prior = 0.01 if name == "unknown" else 0.4 if "+V" in name else 1.0
         probability = row.seen.names.get(name, rest)
         evidence[name] = weight * float(np.log((1 - wrong) * prior * probability + wrong / 8))
         count = foreign_atoms(name, material.species)
@@ -115,7 +115,9 @@ def name_evidence(
         evidence[name] -= 3.0 if count is not None and count != row.seen.atoms else 0.0
         # ... and no reading at all speaks for a failed one but a failed one.
         evidence[name] -= 4.0 if name == "unknown" and row.seen.name != "unknown" else 0.0
-    return evidence, weight * float(np.log((1 - wrong) * 0.1 * rest + wrong / 8)) - 5.0
+    # Any state may be misread as none of those that have a name.
+    against = 1.0 if row.seen.name == "unknown" else 5.0
+    return evidence, weight * float(np.log((1 - wrong) * 0.1 * rest + wrong / 8)) - against
 
 
 def _one_foreign(name: str, material: Material) -> bool:
@@ -246,6 +248,7 @@ class TrackHistory:
         self._brightness = float("nan")
         self._switches: deque[int] = deque(maxlen=64)
         self._changes = self._moves = 0
+        self._count: int | None = None
 
     def _new_position_chain(self) -> _PlaceChain:
         sigma = self.settings.position_sigma_nm
@@ -338,9 +341,13 @@ class TrackHistory:
     def _rename(self, row: Row, name: str, later: list[Decided]) -> list[Change]:
         old = str(self.name)
         earlier = self._before[-1][0] if self._before else row
-        count_old, count_new = self.atoms(old, earlier.seen), self.atoms(name, row.seen)
-        if "unknown" in (old, name):
-            count_new = count_old  # what failed to be read tells nothing about its atoms
+        count_old = self.atoms(old, earlier.seen) if old != "unknown" or self._count is None else self._count
+        count_new = self.atoms(name, row.seen)
+        if name == "unknown":
+            # What failed to be read tells nothing about its atoms: they are compared when it is read again.
+            self._count = count_new = count_old
+        elif old == "unknown":
+            self._count = None
         gains = []
         after = [d.evidence for d in itertools.takewhile(lambda d: d.state == name, later)][:_JUDGED]
         before = [e for _, s, e in itertools.takewhile(lambda b: b[1] == old, reversed(self._before))]

@@ -119,8 +119,8 @@ class Roster:
             yx_nm,
             dict(seen.foreign),
         )
-        # What was there when the movie began was not born; a hole may have been overlooked in one frame.
-        grace = 0 if seen.atoms else 1
+        # What was there when the movie began was not born, though it may have been overlooked at first.
+        grace = 1 if seen.atoms else 2
         track.born = self.now.good > grace
         track.entered = entered
         self.live.append(track)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .analysis import FrameAnalysis
+from .bridging import Shown, bridge
 from .errors import StemdlError
 from .hostframe import HostLattice, SpecimenFrame, host_lattice
 from .linking import Linked, Target, TrackSettings, birth_costs, chemistry_costs, link
@@ -105,7 +106,7 @@ class Tracker:
         self._given: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._seen = 0
         self._frames: list[int] = []
-        self._drift: list[tuple[float, float]] = []
+        self._shown: list[Shown] = []
         self._faults: list[tuple[int, str]] = []
 
     # ------------------------------------------------------------------ input
@@ -165,7 +166,9 @@ class Tracker:
         positions, targets, linked = self._place(analysis, found, lattice, steps, drift_nm, drift_sigma_nm)
         roster.next_frame(Moment(len(self._frames), analysis.frame, analysis.time_s))
         self._frames.append(analysis.frame)
-        self._drift.append((float(self._specimen.drift_nm[0]), float(self._specimen.drift_nm[1])))
+        time_s = float("nan") if analysis.time_s is None else analysis.time_s
+        matrix = np.linalg.inv(analysis.pixel_size.matrix).T
+        self._shown.append(Shown(analysis.frame, time_s, self._specimen.drift_nm.copy(), aside, matrix))
         told = len(roster.events)
         taken = {id(targets[i]): j for i, j in linked.pairs}
         free = set(range(len(certain))) - set(taken.values())
@@ -303,8 +306,8 @@ class Tracker:
         """Whether a defect at a distance from the border may have crossed it since the frame before."""
         if border_nm < self.settings.border_nm:
             return "border"
-        if len(self._drift) > 1:
-            before = yx_nm + np.asarray(self._drift[-2])
+        if len(self._shown) > 1:
+            before = yx_nm + self._shown[-2].drift_nm
             if min(before.min(), (size - before).min()) < self.settings.border_nm:
                 return "border"
         return "inside"
@@ -341,10 +344,18 @@ class Tracker:
         if self._roster is not None:
             every, events = self._roster.finish(), self._roster.events
         rows: dict[str, list[Any]] = {k: [] for k in (*COLUMNS, "track_id", "name")}
+        shown = {s.frame: s for s in self._shown}
+        order = {s.frame: k for k, s in enumerate(self._shown)}
         for track in every:
-            names = track.names + track.history.outlook()
+            columns, names = bridge(
+                track.rows,
+                track.names + track.history.outlook(),
+                shown,
+                order,
+                longest=self.settings.memory_frames,
+            )
             for key in COLUMNS:
-                rows[key] += track.rows[key]
+                rows[key] += columns[key]
             rows["track_id"] += [track.id] * len(names)
             rows["name"] += names
         reference = self._specimen.reference
@@ -353,7 +364,7 @@ class Tracker:
             # The first frame may be sheared by drift within it: the mean of all frames is the better measure.
             straight = np.linalg.inv(reference.basis_nm) @ (self._basis_sum / self._basis_count)
             middle = self._middle
-        drift = np.array(self._drift).reshape(-1, 2) @ straight
+        drift = np.array([s.drift_nm for s in self._shown]).reshape(-1, 2) @ straight
         if rows["y_nm"]:
             places = middle + (np.stack([rows["y_nm"], rows["x_nm"]], axis=1) - middle) @ straight
             rows["y_nm"], rows["x_nm"] = places.T.tolist()
