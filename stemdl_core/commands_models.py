@@ -142,6 +142,20 @@ def bench(args: Namespace) -> None:
                 frames_per_dose=frames,
                 progress=lambda done: bar.update(done - bar.n),
             )
+    elif args.table == "movies":
+        from .bench_movies import MOVIE_DOSES, SCENARIOS, movies
+
+        frames, circumstances = args.frames or 72, args.circumstance or ["usual"]
+        total = frames * len(MOVIE_DOSES) * len(SCENARIOS) * args.movies * len(circumstances)
+        with progress_bar(total, "frames", quiet=args.quiet) as bar:
+            table = movies(
+                (args.model or ["graphene"])[0],
+                circumstances=circumstances,
+                seeds=args.movies,
+                frames=frames,
+                oracle=args.oracle,
+                progress=lambda done: bar.update(done - bar.n),
+            )
     else:
         with progress_bar(None, "steps", quiet=args.quiet) as bar:
             table = tables.speed(
