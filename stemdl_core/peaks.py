@@ -161,9 +161,13 @@ def masked_area(card: ModelCard, maps: NDArray[np.float32]) -> NDArray[np.bool_]
     """
     if "masked" not in card.classes:
         return np.zeros(maps.shape[1:], dtype=bool)
+    return masked_probability(card, maps) > card.thresholds["masked"]
+
+
+def masked_probability(card: ModelCard, maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(h, w) probability of the class 'masked', averaged over about one ring of the lattice."""
     size = 2 * round(0.10 / card.pixel_size_nm) + 1
-    mean = uniform_filter(maps[card.classes.index("masked")], size, mode="nearest")
-    return mean > card.thresholds["masked"]
+    return np.asarray(uniform_filter(maps[card.classes.index("masked")], size, mode="nearest"))
 
 
 def in_mask(mask: NDArray[np.bool_], yx_px: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 from scipy.optimize import isotonic_regression
 
 from .errors import ModelError
@@ -15,7 +16,7 @@ from .evaluate import SiteCounts, compare_sites
 from .frames import Frame
 from .infer import probability_maps
 from .materials import get_material
-from .peaks import find_peaks, in_mask, masked_area
+from .peaks import find_peaks, masked_probability
 from .preprocess import from_model_px, mend, model_shape, resample, standardise
 from .simulate.dataset import Ranges, SimulatedFrame, draw_conditions, simulate_frame
 from .simulate.structures import random_specimen
@@ -30,6 +31,8 @@ TOLERANCE_NM = 0.050
 #: Training goes beyond, to what is hardly resolved and to dopants of 1.8 times the host's brightness.
 PRACTICE = Ranges(sigma_nm=(0.035, 0.058), tail_sigma_nm=(0.10, 0.25), tail_fraction=(0.0, 0.4),
                   dopant_gain=(0.85, 1.15))
+#: Probabilities of the class 'masked' that are tried as the limit.
+MASKED = (0.3, 0.4, 0.5, 0.6, 0.7)
 #: Lowest response that is looked at when thresholds are chosen.
 LOWEST_RESPONSE = 0.10
 
@@ -76,13 +79,23 @@ def simulated_frames(materials: Sequence[str], count: int, *, seed: int,
 def network_positions(model: Model, frame: Frame, pixel_nm: float, *,
                       lowest: float = LOWEST_RESPONSE) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Positions (N, 2) [px] and responses (N,) from the network alone, at a known pixel size."""
+    yx, response, masked = _answers(model, frame, pixel_nm, lowest)
+    keep = masked <= model.card.thresholds.get("masked", 1.0)
+    return yx[keep], response[keep]
+
+
+def _answers(model: Model, frame: Frame, pixel_nm: float,
+             lowest: float) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Positions [px], responses, and the probability of the class 'masked' around them, masked areas included."""
     card = replace(model.card, thresholds={**model.card.thresholds, "site": lowest})
     image = mend(frame.image).image
     small = model_shape(frame.shape, pixel_nm, card.pixel_size_nm)
     maps = probability_maps(model, standardise(resample(image, small)))
     peaks = find_peaks(card, maps)
-    keep = ~in_mask(masked_area(card, maps), peaks.yx_px)
-    return from_model_px(peaks.yx_px[keep], frame.shape, small), peaks.response[keep]
+    masked = np.zeros(len(peaks.yx_px))
+    if "masked" in card.classes and len(masked):
+        masked = map_coordinates(masked_probability(card, maps), peaks.yx_px.T, order=0, mode="nearest")
+    return from_model_px(peaks.yx_px, frame.shape, small), peaks.response, masked.astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,8 @@ class Tuning:
     ----------
     threshold : float
         Response with the best F1.
+    masked : float
+        Probability of the class 'masked' above which nothing is looked for: that with the best F1.
     knots : ((float, ...), (float, ...))
         Response and probability of being true.
     counts : SiteCounts
@@ -100,6 +115,7 @@ class Tuning:
     """
 
     threshold: float
+    masked: float
     knots: tuple[tuple[float, ...], tuple[float, ...]]
     counts: SiteCounts
 
@@ -117,30 +133,40 @@ def tune(model: Model, frames: Sequence[SimulatedFrame] | Iterator[SimulatedFram
     progress : callable, optional
         Called with the number of frames done.
     """
-    responses, truths, weights_missed = [], [], 0
+    collected: dict[float, list[tuple[NDArray[np.float64], NDArray[np.float64], int]]] = {m: [] for m in MASKED}
     for k, simulated in enumerate(frames):
-        found, response = network_positions(model, simulated.frame, simulated.conditions.pixel_nm)
-        bond_px = get_material(model.card.materials[0]).bond_nm / simulated.conditions.pixel_nm
-        result = compare_sites(found, simulated.sites.yx_px, counted=simulated.visible,
-                               undefined=simulated.hidden == 2, border_px=0.5 * bond_px,
-                               within_px=TOLERANCE_NM / simulated.conditions.pixel_nm)
-        responses += [response[result.pairs[:, 0]], response[result.false]]
-        truths += [np.ones(len(result.pairs)), np.zeros(len(result.false))]
-        weights_missed += len(result.missed)
+        pixel_nm = simulated.conditions.pixel_nm
+        found, response, masked = _answers(model, simulated.frame, pixel_nm, LOWEST_RESPONSE)
+        bond_px = get_material(model.card.materials[0]).bond_nm / pixel_nm
+        for limit, answers in collected.items():
+            keep = masked <= limit
+            result = compare_sites(found[keep], simulated.sites.yx_px, counted=simulated.visible,
+                                   undefined=simulated.hidden == 2, border_px=0.5 * bond_px,
+                                   within_px=TOLERANCE_NM / pixel_nm)
+            right, wrong = response[keep][result.pairs[:, 0]], response[keep][result.false]
+            answers.append((right, wrong, len(result.missed)))
         if progress:
             progress(k + 1)
-    response, truth = np.concatenate(responses), np.concatenate(truths)
+    choices = [_best_threshold(limit, answers) for limit, answers in collected.items()]
+    return max(choices, key=lambda choice: choice.counts.f1)
+
+
+def _best_threshold(masked: float, answers: list[tuple[NDArray[np.float64], NDArray[np.float64], int]]) -> Tuning:
+    """Threshold and scores from the responses of true and of false sites and the number of missed ones, by frame."""
+    right, wrong = (np.concatenate([a[k] for a in answers] or [np.empty(0)]) for k in (0, 1))
+    missed = sum(a[2] for a in answers)
+    response = np.concatenate([right, wrong])
+    truth = np.concatenate([np.ones(len(right)), np.zeros(len(wrong))])
     if not truth.any():
         raise ModelError("the network finds no atoms in the test frames: train it longer")
     order = np.argsort(-response)
     hits = np.cumsum(truth[order])
-    f1 = 2 * hits / (np.arange(1, len(order) + 1) + truth.sum() + weights_missed)
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + truth.sum() + missed)
     best = int(np.argmax(f1))
     threshold = float(np.clip(response[order[best]], LOWEST_RESPONSE, 0.8))
     kept = int((response >= threshold).sum())
-    counts = SiteCounts(int(hits[kept - 1]), kept - int(hits[kept - 1]),
-                        int(truth.sum() + weights_missed - hits[kept - 1]))
-    return Tuning(threshold, _knots(response, truth), counts)
+    counts = SiteCounts(int(hits[kept - 1]), kept - int(hits[kept - 1]), int(truth.sum() + missed - hits[kept - 1]))
+    return Tuning(threshold, masked, _knots(response, truth), counts)
 
 
 def _knots(response: NDArray[np.float64], truth: NDArray[np.float64],
@@ -164,7 +190,8 @@ def finish_model(folder: Path, *, count: int = 160, seed: int = 99, device: str 
     result = tune(model, simulated_frames(model.card.materials, count, seed=seed, dose_e_per_atom=(15.0, 1000.0),
                                      fov_nm=(3.0, 8.0) if coarse else (2.0, 6.0)), progress=progress)
     card = read_card(folder)
-    card = replace(card, thresholds={**card.thresholds, "site": round(result.threshold, 3)}, score_knots=result.knots,
+    card = replace(card, thresholds={**card.thresholds, "site": round(result.threshold, 3), "masked": result.masked},
+                   score_knots=result.knots,
                    scores={**card.scores, "tuning": {"frames": count, "seed": seed, "f1": round(result.counts.f1, 5),
                                                      "precision": round(result.counts.precision, 5),
                                                      "recall": round(result.counts.recall, 5)}})
