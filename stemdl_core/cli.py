@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ._version import __version__
+from .cli_library import HOMES, PARSERS
 from .errors import StemdlError
 
 BAD_INPUT, INTERRUPTED, BROKEN = 2, 130, 1
@@ -77,7 +78,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"stemdl {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_annotate, _track, _simulate, _train, _models, _bench, _demo, _swift):
+    for add in (_annotate, _track, *PARSERS, _simulate, _train, _models, _bench, _demo, _swift):
         add(commands)
     return parser
 
@@ -113,6 +114,15 @@ def _model(parser: Parser) -> None:
     )
 
 
+def _library(parser: Parser) -> None:
+    parser.add_argument(
+        "--library",
+        type=Path,
+        metavar="DIR",
+        help="give defects the names of this library (default: your own, where there is one)",
+    )
+
+
 def _out(parser: Parser, default: str) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help=f"folder for the results (default: {default})"
@@ -136,6 +146,7 @@ def _annotate(commands: Any) -> None:
     _calibration(parser)
     parser.add_argument("--frame", type=whole, metavar="N", help="which frame of a sequence, from 0")
     _model(parser)
+    _library(parser)
     _out(parser, "./<stem>-stemdl")
     parser.add_argument(
         "--report", action="store_true", help="also one figure a defect, with bonds and angles"
@@ -155,6 +166,7 @@ def _track(commands: Any) -> None:
     _calibration(parser)
     parser.add_argument("--frame-time-s", type=positive, metavar="T", help="time from frame to frame [s]")
     _model(parser)
+    _library(parser)
     parser.add_argument(
         "--search-range-nm",
         type=positive,
@@ -254,8 +266,12 @@ def _models(commands: Any) -> None:
         "List the installed models and what they were measured to do.",
         "stemdl models",
         "stemdl models graphene",
+        "stemdl models --versions",
     )
     parser.add_argument("name", nargs="?", metavar="NAME|DIR", help="show the whole card of this model")
+    parser.add_argument(
+        "--versions", action="store_true", help="what each retrained version came from, and how it compares"
+    )
 
 
 def _bench(commands: Any) -> None:
@@ -265,12 +281,21 @@ def _bench(commands: Any) -> None:
         "Measure accuracy and speed on simulated images (the tables of the README).",
         "stemdl bench speed",
         "stemdl bench architectures --frames 20",
+        "stemdl bench movies --oracle --frames 60",
     )
-    parser.add_argument("table", choices=("architectures", "dose", "speed"))
+    parser.add_argument("table", choices=("architectures", "dose", "movies", "speed"))
     parser.add_argument(
         "--model", action="append", metavar="NAME|DIR", help="may be repeated for architectures"
     )
-    parser.add_argument("--frames", type=count, metavar="N", help="simulated frames (a dose)")
+    parser.add_argument("--frames", type=count, metavar="N", help="simulated frames (a dose, a movie)")
+    parser.add_argument("--oracle", action="store_true", help="movies: track true atoms, with noise, not images")
+    parser.add_argument("--movies", type=count, default=1, metavar="N", help="movies for each row (default: 1)")
+    parser.add_argument(
+        "--circumstance",
+        action="append",
+        choices=("usual", "fast drift", "harder"),
+        help="of movies, may be repeated (default: usual)",
+    )
     _out(parser, "none: only printed")
 
 
@@ -306,6 +331,7 @@ _HOMES = {
     "models": "commands_models",
     "train": "commands_models",
     "bench": "commands_models",
+    **HOMES,
 }
 
 
@@ -331,6 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             {
                 "train": "interrupted, continue with --resume",
                 "track": "interrupted, the same command continues with the frames that are left",
+                "retrain": "interrupted, the same command continues",
             }.get(args.command, "interrupted, nothing was written"),
             INTERRUPTED,
         )

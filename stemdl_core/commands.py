@@ -77,6 +77,7 @@ def annotate_frame(
         analysis = analyze_frame(
             frame, model, dopant=getattr(args, "dopant", None), material=getattr(args, "material", None)
         )
+        analysis = Namer(args)(analysis)
         bar.update()
         bar.set_description("writing")
         from .results import write_frame_results
@@ -109,6 +110,7 @@ def track(args: Namespace) -> None:
         key=args.key,
     )
     with result_folder(folder) as temporary:
+        from .ahead import processors
         from .linking import TrackSettings
         from .movies import kept_when_interrupted, movie_identity, unfinished
         from .pipeline import analyze_frame
@@ -118,8 +120,14 @@ def track(args: Namespace) -> None:
         given = {"search_range_nm": args.search_range_nm, "memory_frames": args.memory_frames}
         settings = replace(TrackSettings(), **{k: v for k, v in given.items() if v is not None})
         model = load_model(args.model, device=args.device)
+        named = Namer(args)
         identity = movie_identity(
-            sequence, settings=settings, model=model.card, dopant=args.dopant, material=args.material
+            sequence,
+            settings=settings,
+            model=model.card,
+            dopant=args.dopant,
+            material=args.material,
+            library=named.names,
         )
         with (
             kept_when_interrupted(unfinished(folder), identity) as journal,
@@ -128,9 +136,10 @@ def track(args: Namespace) -> None:
             tracks = write_track_results(
                 temporary,
                 sequence,
-                lambda f: analyze_frame(f, model, dopant=args.dopant, material=args.material),
+                lambda f: named(analyze_frame(f, model, dopant=args.dopant, material=args.material)),
                 settings=settings,
                 journal=journal,
+                workers=min(processors(), 4) if args.device == "cpu" else 1,
                 progress=lambda stage: bar.update(stage == "analyse"),
             )
     say(args.quiet, track_summary(tracks, str(args.movie)))
@@ -139,6 +148,27 @@ def track(args: Namespace) -> None:
         f"written to    {folder}/: overlay.gif, timeline.png, trajectories.csv, events.csv, drift.csv, "
         "analysis.jsonl",
     )
+
+
+class Namer:
+    """Gives defects the names of the library that was asked for, or of the user's own; else changes nothing.
+
+    ``names`` says which: results that were kept from an interrupted run hold only with the same.
+    """
+
+    def __init__(self, args: Namespace) -> None:
+        from .library import load_library, users_library
+
+        folder = getattr(args, "library", None)
+        self._library = load_library(folder) if folder is not None else users_library()
+        self.names: dict[str, str] = {}
+        if self._library is not None:
+            self.names = {c.id: self._library.label(c.id) for c in self._library.classes if c.name}
+
+    def __call__(self, analysis: FrameAnalysis) -> FrameAnalysis:
+        from .library import name_defects
+
+        return analysis if not self.names or self._library is None else name_defects(analysis, self._library)
 
 
 def demo(args: Namespace) -> None:

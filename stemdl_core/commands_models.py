@@ -23,6 +23,11 @@ def models(args: Namespace) -> None:
         card = read_card(model_folder(args.name))
         say(args.quiet, json.dumps(asdict(card), indent=1))
         return
+    if args.versions:
+        from .commands_retrain import show_versions
+
+        show_versions(args)
+        return
     found = list_models()
     if not found:
         raise ModelError(

@@ -20,9 +20,10 @@ from .library_match import UNPAIRED, Fit, Geometry, lay_over, level, mean_image,
 
 #: Classes seen at least this often stand on their own; rarer graphs may be accidents of noise.
 FREQUENT = 3
-#: An environment belongs to a class when its cost exceeds what noise makes of it by less than this many standard
-#: deviations, with at most `MOST_LONE` atoms overlooked or invented.
-LARGEST_EXCESS, MOST_LONE = 3.5, 2
+#: An environment belongs to a class when its cost exceeds one a paired atom by less than this many times the root of
+#: their number, for no, one and two atoms that were overlooked or invented. Stated uncertainties are on the safe side:
+#: members lie at -4 to -1, other structures of the same chemistry above -0.5, or above -2 with a lone atom.
+LARGEST_EXCESS = (0.3, -2.0, -2.5)
 #: Foreign atoms are bright: one that is elsewhere by more than this many standard deviations is another structure.
 FOREIGN_SIGMAS = 4.5
 #: A member that fits its class worse than this is tried with all others.
@@ -183,10 +184,10 @@ class _Group:
 
 def belongs(fit: Fit) -> bool:
     """Whether an environment is a member of the class over whose geometry it was laid."""
-    if fit.worst_foreign > FOREIGN_SIGMAS:
+    if fit.worst_foreign > FOREIGN_SIGMAS or fit.lone >= len(LARGEST_EXCESS):
         return False
-    return fit.lone <= MOST_LONE and (fit.cost - fit.atoms - (UNPAIRED - 1) * fit.lone) <= \
-        LARGEST_EXCESS * np.sqrt(max(fit.atoms, 1))
+    paired = fit.cost - fit.atoms - (UNPAIRED - 1) * fit.lone
+    return bool(paired <= LARGEST_EXCESS[fit.lone] * np.sqrt(max(fit.atoms, 1)))
 
 
 def classify(found: Sequence[Environment], *, progress: Callable[[int, int], None] | None = None) -> list[DefectClass]:

@@ -83,6 +83,10 @@ class Sheet:
         general, symbol = resolve_kind(kind, dopant)
         return self._insert(template(general, symbol, int(rng.integers(VARIANTS))), at, rng, spread)
 
+    def insert(self, patch: Template, at: NDArray[np.float64], *, rng: np.random.Generator) -> bool:
+        """Put a patch of one's own near `at`; False where there is no room or the lattice is not perfect."""
+        return self._insert(patch, at, rng, 1.0)
+
     def _insert(
         self, patch: Template, at: NDArray[np.float64], rng: np.random.Generator, spread: float
     ) -> bool:

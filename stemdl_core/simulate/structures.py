@@ -19,6 +19,7 @@ from ..materials import get_material
 from .grain_boundary import boundary_sheet, fits
 from .mx2_defects import populate_mx2
 from .sheet import Sheet, honeycomb_sheet
+from .templates import Template
 
 #: How often each kind is drawn for graphene; 'X' is the dopant of the specimen.
 GRAPHENE_MIXTURE: Mapping[str, float] = {
@@ -219,6 +220,22 @@ def add_defect(specimen: Specimen, kind: str, at_nm: tuple[float, float], *, rng
     sheet = _sheet_of(specimen)
     if not sheet.add(kind, np.asarray(at_nm, dtype=np.float64), rng=rng, dopant=dopant):
         raise StemdlError(f"no room for {kind} at {tuple(at_nm)} nm: the lattice there is not perfect")
+    return _specimen(sheet, specimen.fov_nm)
+
+
+def add_template(
+    specimen: Specimen, patch: Template, at_nm: tuple[float, float], *, rng: np.random.Generator
+) -> Specimen | None:
+    """A specimen with one structure of one's own more (see `found.found_template`), in a random orientation.
+
+    Returns
+    -------
+    Specimen or None
+        None where there is no room for it, or the lattice near `at_nm` is not perfect.
+    """
+    sheet = _sheet_of(specimen)
+    if not sheet.insert(patch, np.asarray(at_nm, dtype=np.float64), rng=rng):
+        return None
     return _specimen(sheet, specimen.fov_nm)
 
 
