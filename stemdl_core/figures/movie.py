@@ -52,12 +52,12 @@ def track_picture(frame: Frame, tracks: Tracks) -> NDArray[np.uint8]:
     for track_id in np.unique(tracks.track_id[recent]):
         color = _TRACK_COLORS[int(track_id) % len(_TRACK_COLORS)]
         rows = np.flatnonzero(recent & (tracks.track_id == track_id))
-        xy = np.stack([tracks.x_px[rows], tracks.y_px[rows]], axis=1)
+        xy = _on_the_lattice(tracks, rows, frame.index)
         if len(xy) > 1:
             axes.add_collection(LineCollection([xy], colors=color, linewidths=1.2, alpha=0.7), autolim=False)
         if tracks.frame[rows[-1]] != frame.index:
             continue
-        x, y = (xy[-1] + 0.5) * zoom
+        x, y = (np.array([tracks.x_px[rows[-1]], tracks.y_px[rows[-1]]]) + 0.5) * zoom
         page.plot(
             [x], [y], "o", markersize=13, markerfacecolor="none", markeredgecolor=color, markeredgewidth=1.4
         )
@@ -85,6 +85,22 @@ def track_picture(frame: Frame, tracks: Tracks) -> NDArray[np.uint8]:
     )
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
+
+
+def _on_the_lattice(tracks: Tracks, rows: NDArray[np.intp], frame: int) -> NDArray[np.float64]:
+    """(N, 2) positions (x, y) [px] in one frame of the places where a track was on the specimen."""
+    px = np.stack([tracks.y_px, tracks.x_px], axis=1)
+    at = np.searchsorted(tracks.drift.frame, tracks.frame)
+    drift = np.stack([tracks.drift.y_nm, tracks.drift.x_nm], axis=1)
+    now = int(np.searchsorted(tracks.drift.frame, frame))
+    if now >= len(drift) or (at >= len(drift)).any():
+        return px[rows][:, ::-1]
+    # A place in the image is the place on the specimen and the drift: that tells the pixel size.
+    in_image = tracks.yx_nm + drift[at]
+    pixel_nm = float((in_image * px).sum() / max(float((px**2).sum()), 1e-12))
+    if not pixel_nm > 0:
+        return px[rows][:, ::-1]
+    return ((tracks.yx_nm[rows] + drift[now]) / pixel_nm)[:, ::-1]
 
 
 def save_animation(

@@ -58,10 +58,12 @@ def timeline(tracks: Tracks) -> Figure:
     ids = tracks.ids[:_LANES]
     rotors = [int(t) for t in ids if np.isfinite(tracks.deviation_deg[tracks.track_id == t]).sum() >= 3][:_LINES]
     heights = [26 * max(len(ids), 2) + 40, 150, *([170, 100] if rotors else []), 110]
-    figure, page = canvas.pixel_figure(1200, sum(heights) + 40 * len(heights) + 30)
+    tall = sum(heights) + 22 * (len(heights) - 1) + 34 + 56
+    figure, page = canvas.pixel_figure(1200, tall)
     page.remove()
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    figure.subplots_adjust(left=0.09, right=0.80, top=1 - 40 / sum(heights), bottom=0.075, hspace=0.16)
+    gap = 22 * len(heights) / sum(heights)
+    figure.subplots_adjust(left=0.09, right=0.80, top=1 - 34 / tall, bottom=56 / tall, hspace=gap)
     clock = _Clock(tracks)
     _draw_lanes(panels[0], tracks, ids, clock)
     _draw_positions(panels[1], tracks, ids[:_LINES], clock)
@@ -70,7 +72,7 @@ def timeline(tracks: Tracks) -> Figure:
     _draw_drift(panels[-1], tracks, clock)
     bad = len(tracks.faults)
     panels[0].set_title(
-        f"{len(tracks.ids)} tracks, {len(tracks.events)} events in {tracks.frames} frames"
+        f"{_count(len(tracks.ids), 'track')}, {_count(len(tracks.events), 'event')} in {_count(tracks.frames, 'frame')}"
         + (f", {bad} of them not usable" if bad else ""),
         fontsize=10,
     )
@@ -80,6 +82,10 @@ def timeline(tracks: Tracks) -> Figure:
             axes.axvline(float(clock(frame)), color="#adb5bd", linewidth=0.6, linestyle=":", zorder=0)
     panels[-1].set_xlabel(clock.label)
     return figure
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _legend(axes: Axes, handles: list[Line2D]) -> None:
