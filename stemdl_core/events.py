@@ -8,43 +8,25 @@ centre and no triangle, but nothing moved.
 from __future__ import annotations
 
 import itertools
-import re
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .chains import Move, PlaceChain
 from .decode import Decided, OnlineViterbi, Places
+from .evidence import Row, name_evidence
 from .hostframe import MOTIF, HostLattice
 from .linking import TrackSettings
 from .materials import Material
 from .observations import Observation, foreign_atoms
 
-#: Middles of the bonds, in lattice vectors from the centre of a hexagon: where a four-fold dopant sits.
-_BONDS = np.array([[0.5, 0.5], [0.5, 0.0], [0.0, 0.5]])
-#: Beginning of the names of one foreign atom with so many bonds.
-_STEM = re.compile(r"^([A-Z][a-z]?-[A-Z][a-z]?)\d")
 #: A triangle of foreign atoms at most this far from equilateral is whole [deg].
 _EVEN_DEG = 8.0
 #: Rows on either side that a change is judged by.
 _JUDGED = 5
-
-
-@dataclass(frozen=True)
-class Row:
-    """A reading of a track: the observation and its position in the specimen's frame [nm]."""
-
-    number: int
-    frame: int
-    time_s: float | None
-    seen: Observation
-    yx_nm: NDArray[np.float64]
-
-
-#: A move between places: first row, place before, place after, and a row that shows both.
-Move = tuple[Row, int, int, Row | None]
 
 
 @dataclass(frozen=True)
@@ -72,157 +54,6 @@ def _sigmoid(value: float) -> float:
     return float(1.0 / (1.0 + np.exp(-np.clip(value, -40, 40))))
 
 
-def name_evidence(
-    row: Row,
-    material: Material,
-    lattice: HostLattice | None,
-    settings: TrackSettings,
-    others: Iterable[str] = (),
-) -> tuple[dict[str, float], float]:
-    """Log-likelihood of a reading for each name it may have or that is among `others`, and for any other.
-
-    A single foreign atom's place is a second witness: three-fold atoms sit on lattice sites, four-fold ones
-    in the middle of the two atoms they replace, half a bond away. The host lattice tells the two apart
-    without any bond.
-    """
-    wrong = settings.misread_probability
-    # Near the border bonds of clusters are cut off.
-    reach = settings.border_nm * (0.5 if row.seen.atoms < 2 else 1.2)
-    weight = 0.3 if row.seen.edge or row.seen.border_nm < reach else 1.0
-    # What the reading leaves to names it does not list, two of which are likely in practice.
-    rest = 0.5 * max(1.0 - sum(row.seen.names.values()), 0.0)
-    single = {n for n in (*row.seen.names, *others) if _one_foreign(n, material)}
-    if material.kind == "honeycomb":
-        stems = {m.group(1) for m in map(_STEM.match, (*row.seen.names, *others)) if m is not None}
-        single |= {f"{stem}{number}" for stem in stems for number in "34" if _one_foreign(f"{stem}{number}", material)}
-    place: dict[str, float] = {}
-    if lattice is not None and material.kind == "honeycomb" and row.seen.atoms and single:
-        # Two foreign atoms where one is: a reading whose centre is less to be trusted, too.
-        width, most = (0.020, 7.0) if row.seen.atoms == 1 else (0.025, 4.0)
-        site = min((lattice.distance_nm(row.yx_nm) / width) ** 2 / 2, most)
-        bond = min((lattice.distance_nm(row.yx_nm, _BONDS) / width) ** 2 / 2, most)
-        place = {n: -site if n.endswith("3") else -bond for n in single}
-    elsewhere = -2.5 if place else 0.0
-    evidence = {}
-    for name in {*row.seen.names, *others, *single}:
-        # 'unknown' is a reading that failed more often than a state of the specimen.
-        prior = 0.01 if name == "unknown" else 0.4 if "+V" in name else 1.0
-        probability = row.seen.names.get(name, rest)
-        evidence[name] = weight * float(np.log((1 - wrong) * prior * probability + wrong / 8))
-        count = foreign_atoms(name, material.species)
-        evidence[name] += place.get(name, elsewhere if row.seen.atoms == 1 or count == 1 else 0.0)
-        # An atom too many or too few is a rare reading, whatever the name says about bonds.
-        evidence[name] -= 3.0 if count is not None and count != row.seen.atoms else 0.0
-        # ... and no reading at all speaks for a failed one but a failed one.
-        evidence[name] -= 4.0 if name == "unknown" and row.seen.name != "unknown" else 0.0
-    # Any state may be misread as none of those that have a name.
-    against = 1.0 if row.seen.name == "unknown" else 5.0
-    return evidence, weight * float(np.log((1 - wrong) * 0.1 * rest + wrong / 8)) - against
-
-
-def _one_foreign(name: str, material: Material) -> bool:
-    """Whether a name is that of a single foreign atom with three or four bonds."""
-    return name[-1:] in "34" and "-" in name and foreign_atoms(name, material.species) == 1
-
-
-class _Moves:
-    """Changes between decided places; a single row half-way between two others is a mixed frame."""
-
-    def __init__(self) -> None:
-        self.current: int | None = None
-        self.waiting: tuple[Row, int] | None = None
-
-    def push(self, row: Row, place: int, between) -> list[Move]:  # type: ignore[no-untyped-def]
-        """Moves (first row, from, to, mixed row) that are certain now."""
-        if self.current is None:
-            self.current = place
-            return []
-        if self.waiting is None:
-            if place != self.current:
-                self.waiting = (row, place)
-            return []
-        first, middle = self.waiting
-        if place == middle:
-            done: Move = (first, self.current, middle, None)
-            self.current, self.waiting = middle, None
-            return [done]
-        if place != self.current and between(self.current, middle, place):
-            done = (row, self.current, place, first)
-            self.current, self.waiting = place, None
-        else:
-            done = (first, self.current, middle, None)
-            self.current, self.waiting = middle, (row, place)
-        return [done]
-
-    def flush(self) -> list[Move]:
-        """The move that no further row can contradict."""
-        if self.waiting is None:
-            return []
-        (row, place), start = self.waiting, self.current
-        self.current, self.waiting = place, None
-        return [(row, start, place, None)]  # type: ignore[list-item]
-
-
-class _PlaceChain:
-    """Hops (of positions) or rotations (of angles) within one composition of a track."""
-
-    def __init__(self, *, places: Places, change_cost: float, span: float, longest: float) -> None:
-        self.places, self.span, self.longest = places, span, longest
-        self.chain = OnlineViterbi(change_cost=change_cost)
-        self.moves = _Moves()
-        self.settled: NDArray[np.float64] | None = None
-        self._rows: dict[int, Row] = {}
-        self.recent: deque[Row] = deque(maxlen=64)
-
-    def push(self, row: Row, value: NDArray[np.float64], stray: float) -> list[Move]:
-        """Add a reading; `stray` is the probability that it means nothing."""
-        squared = self.places.visit(value)
-        dimensions = len(np.atleast_1d(value))
-        # Density of a stray reading relative to the peak of the Gaussian.
-        floor = float(np.log(stray) + dimensions * np.log(np.sqrt(2 * np.pi) * self.places.sigma / self.span))
-        evidence = {k: float(np.logaddexp(np.log1p(-stray) - d / 2, floor)) for k, d in squared.items()}
-        self._rows[row.number] = row
-        decided = self.chain.push(row.number, evidence, floor=floor)
-        result = self._read(decided)
-        in_use = set(self.chain.states) | {s for d in self.chain.outlook() for s in d.evidence}
-        in_use |= {self.moves.current} if self.moves.current is not None else set()
-        in_use |= {self.moves.waiting[1]} if self.moves.waiting is not None else set()
-        self.places.forget(in_use)  # type: ignore[arg-type]
-        return result
-
-    def flush(self) -> list[Move]:
-        """Moves that were still open."""
-        return self._read(self.chain.flush()) + self.moves.flush()
-
-    def _read(self, decided: list[Decided]) -> list[Move]:
-        moves = []
-        for item in decided:
-            row = self._rows.pop(item.frame)
-            if self.settled is None:
-                self.settled = self.places.centers[item.state].copy()  # type: ignore[index]
-            moves += self.moves.push(row, item.state, self._between)  # type: ignore[arg-type]
-        return moves
-
-    def on_the_way(self, row: Row, start: NDArray[np.float64], end: NDArray[np.float64]) -> Row | None:
-        """The reading at or just before `row` that is neither at one end of the move nor at the other."""
-        away = 0.25 * float(np.linalg.norm(end - start))
-        for r in self.recent:
-            ends = (float(np.linalg.norm(r.yx_nm - e)) for e in (start, end))
-            if row.number - 1 <= r.number <= row.number and min(ends) > away:
-                return r
-        return None
-
-    def _between(self, a: int, middle: int, b: int) -> bool:
-        c = self.places.centers
-        if not {a, middle, b} <= set(c):
-            return False
-        whole = self.places.difference(c[b], c[a])
-        half = self.places.difference(c[middle], c[a])
-        length = float(np.linalg.norm(whole))
-        # Two hops in a row also pass near the middle, but of a longer way.
-        return length < self.longest and float(np.linalg.norm(half - whole / 2)) < 0.25 * length
-
-
 class TrackHistory:
     """Decides the states of one track as its rows arrive.
 
@@ -242,7 +73,7 @@ class TrackHistory:
         self.decided_rows = self.count = 0
         self._before: deque[tuple[Row, str, Mapping]] = deque(maxlen=_JUDGED)
         self._position = self._new_position_chain()
-        self._angle: _PlaceChain | None = None
+        self._angle: PlaceChain | None = None
         self._skipped: deque[Row] = deque(maxlen=64)
         self._faint: deque[Row] = deque(maxlen=64)
         self._brightness = float("nan")
@@ -250,9 +81,9 @@ class TrackHistory:
         self._changes = self._moves = 0
         self._count: int | None = None
 
-    def _new_position_chain(self) -> _PlaceChain:
+    def _new_position_chain(self) -> PlaceChain:
         sigma = self.settings.position_sigma_nm
-        return _PlaceChain(
+        return PlaceChain(
             places=Places(sigma=sigma, apart=2.2 * sigma),
             change_cost=self.cost,
             span=0.3,
@@ -401,7 +232,7 @@ class TrackHistory:
             return []
         period, sigma = 360.0 / seen.fold, self.settings.angle_sigma_deg
         if self._angle is None:
-            self._angle = _PlaceChain(
+            self._angle = PlaceChain(
                 places=Places(sigma=sigma, apart=3 * sigma, period=period),
                 change_cost=self.cost,
                 span=period,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 from .events import Change, Row, TrackHistory
 from .hostframe import HostLattice
 from .linking import TrackSettings
+from .livetrack import COLUMNS, LiveTrack, Moment, weight
 from .materials import Material
 from .observations import Observation
 from .trajectories import Event
@@ -21,66 +20,6 @@ from .trajectories import Event
 _REMEMBERED = 64
 #: Good frames that the neighbours of an appearing or vanishing defect get to say whether it merged or split.
 _PATIENCE = 4
-
-
-#: What is kept of every reading.
-COLUMNS: tuple[str, ...] = (
-    "frame",
-    "time_s",
-    "y_px",
-    "x_px",
-    "y_nm",
-    "x_nm",
-    "orientation_deg",
-    "seen_as",
-    "probability",
-    "deviation_deg",
-)
-
-
-@dataclass(eq=False)
-class LiveTrack:
-    """State of one track while the movie runs."""
-
-    id: int
-    history: TrackHistory
-    first: int  # number of good frames before the first reading
-    last: int
-    where: NDArray[np.float64]
-    foreign: dict[str, int]
-    evidence: float = 0.0
-    missed: int = 0
-    real: bool = False
-    entered: str = "inside"
-    born: bool = True
-    returned: list[int] = field(default_factory=list)
-    absorbed: list[LiveTrack] = field(default_factory=list)
-    taken_by: LiveTrack | None = None
-    part_of: bool = False
-    where_alike: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
-    before_last: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
-    apart_at: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
-    had: int = 0
-    fell: int = -99
-    last_border_nm: float = np.inf
-    last_frame: int = 0
-    lost_at: tuple[int, float | None] | None = None
-    rows: dict[str, list[Any]] = field(default_factory=lambda: {k: [] for k in COLUMNS})
-    names: list[str] = field(default_factory=list)
-    saved: list[Change] = field(default_factory=list)
-
-    @property
-    def atoms(self) -> int:
-        return sum(self.foreign.values())
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A good frame: its number among the good ones, its number in the movie, and its time [s]."""
-
-    good: int
-    frame: int
-    time_s: float | None
 
 
 class Roster:
@@ -223,7 +162,7 @@ class Roster:
         track.foreign = dict(seen.foreign)
         track.last, track.missed, track.last_frame = self.now.good, 0, self.now.frame
         track.last_border_nm = seen.border_nm
-        track.evidence += _weight(seen)
+        track.evidence += weight(seen)
         self.report(track, changes)
         enough = self.settings.confirm_later if track.born else self.settings.confirm
         if not track.real and track.evidence >= enough:
@@ -435,14 +374,6 @@ class Roster:
             and np.linalg.norm(o.where - track.where) < self.settings.merge_range_nm
             for o in self.live
         )
-
-
-def _weight(seen: Observation) -> float:
-    """What a reading counts for a track being real."""
-    if seen.atoms:
-        return max(seen.score, 0.3)
-    # Odd rings without a name are what noise makes of a perfect lattice.
-    return 0.5 if seen.name == "unknown" else max(seen.names[seen.name], 0.3)
 
 
 def _time(value: float) -> float | None:

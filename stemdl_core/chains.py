@@ -1,0 +1,112 @@
+"""Changes between resting places (positions, angles) of one track, decided frame by frame."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .decode import Decided, OnlineViterbi, Places
+from .evidence import Row
+
+#: A move between places: first row, place before, place after, and a row that shows both.
+Move = tuple[Row, int, int, Row | None]
+
+
+class Moves:
+    """Changes between decided places; a single row half-way between two others is a mixed frame."""
+
+    def __init__(self) -> None:
+        self.current: int | None = None
+        self.waiting: tuple[Row, int] | None = None
+
+    def push(self, row: Row, place: int, between) -> list[Move]:  # type: ignore[no-untyped-def]
+        """Moves (first row, from, to, mixed row) that are certain now."""
+        if self.current is None:
+            self.current = place
+            return []
+        if self.waiting is None:
+            if place != self.current:
+                self.waiting = (row, place)
+            return []
+        first, middle = self.waiting
+        if place == middle:
+            done: Move = (first, self.current, middle, None)
+            self.current, self.waiting = middle, None
+            return [done]
+        if place != self.current and between(self.current, middle, place):
+            done = (row, self.current, place, first)
+            self.current, self.waiting = place, None
+        else:
+            done = (first, self.current, middle, None)
+            self.current, self.waiting = middle, (row, place)
+        return [done]
+
+    def flush(self) -> list[Move]:
+        """The move that no further row can contradict."""
+        if self.waiting is None:
+            return []
+        (row, place), start = self.waiting, self.current
+        self.current, self.waiting = place, None
+        return [(row, start, place, None)]  # type: ignore[list-item]
+
+
+class PlaceChain:
+    """Hops (of positions) or rotations (of angles) within one composition of a track."""
+
+    def __init__(self, *, places: Places, change_cost: float, span: float, longest: float) -> None:
+        self.places, self.span, self.longest = places, span, longest
+        self.chain = OnlineViterbi(change_cost=change_cost)
+        self.moves = Moves()
+        self.settled: NDArray[np.float64] | None = None
+        self._rows: dict[int, Row] = {}
+        self.recent: deque[Row] = deque(maxlen=64)
+
+    def push(self, row: Row, value: NDArray[np.float64], stray: float) -> list[Move]:
+        """Add a reading; `stray` is the probability that it means nothing."""
+        squared = self.places.visit(value)
+        dimensions = len(np.atleast_1d(value))
+        # Density of a stray reading relative to the peak of the Gaussian.
+        floor = float(np.log(stray) + dimensions * np.log(np.sqrt(2 * np.pi) * self.places.sigma / self.span))
+        evidence = {k: float(np.logaddexp(np.log1p(-stray) - d / 2, floor)) for k, d in squared.items()}
+        self._rows[row.number] = row
+        decided = self.chain.push(row.number, evidence, floor=floor)
+        result = self._read(decided)
+        in_use = set(self.chain.states) | {s for d in self.chain.outlook() for s in d.evidence}
+        in_use |= {self.moves.current} if self.moves.current is not None else set()
+        in_use |= {self.moves.waiting[1]} if self.moves.waiting is not None else set()
+        self.places.forget(in_use)  # type: ignore[arg-type]
+        return result
+
+    def flush(self) -> list[Move]:
+        """Moves that were still open."""
+        return self._read(self.chain.flush()) + self.moves.flush()
+
+    def _read(self, decided: list[Decided]) -> list[Move]:
+        moves = []
+        for item in decided:
+            row = self._rows.pop(item.frame)
+            if self.settled is None:
+                self.settled = self.places.centers[item.state].copy()  # type: ignore[index]
+            moves += self.moves.push(row, item.state, self._between)  # type: ignore[arg-type]
+        return moves
+
+    def on_the_way(self, row: Row, start: NDArray[np.float64], end: NDArray[np.float64]) -> Row | None:
+        """The reading at or just before `row` that is neither at one end of the move nor at the other."""
+        away = 0.25 * float(np.linalg.norm(end - start))
+        for r in self.recent:
+            ends = (float(np.linalg.norm(r.yx_nm - e)) for e in (start, end))
+            if row.number - 1 <= r.number <= row.number and min(ends) > away:
+                return r
+        return None
+
+    def _between(self, a: int, middle: int, b: int) -> bool:
+        c = self.places.centers
+        if not {a, middle, b} <= set(c):
+            return False
+        whole = self.places.difference(c[b], c[a])
+        half = self.places.difference(c[middle], c[a])
+        length = float(np.linalg.norm(whole))
+        # Two hops in a row also pass near the middle, but of a longer way.
+        return length < self.longest and float(np.linalg.norm(half - whole / 2)) < 0.25 * length

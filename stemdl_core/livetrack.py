@@ -1,0 +1,79 @@
+"""What is known of one track while the movie runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .events import Change, TrackHistory
+from .observations import Observation
+
+#: What is kept of every reading.
+COLUMNS: tuple[str, ...] = (
+    "frame",
+    "time_s",
+    "y_px",
+    "x_px",
+    "y_nm",
+    "x_nm",
+    "orientation_deg",
+    "seen_as",
+    "probability",
+    "deviation_deg",
+)
+
+
+@dataclass(eq=False)
+class LiveTrack:
+    """State of one track while the movie runs."""
+
+    id: int
+    history: TrackHistory
+    first: int  # number of good frames before the first reading
+    last: int
+    where: NDArray[np.float64]
+    foreign: dict[str, int]
+    evidence: float = 0.0
+    missed: int = 0
+    real: bool = False
+    entered: str = "inside"
+    born: bool = True
+    returned: list[int] = field(default_factory=list)
+    absorbed: list[LiveTrack] = field(default_factory=list)
+    taken_by: LiveTrack | None = None
+    part_of: bool = False
+    where_alike: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    before_last: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    apart_at: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    had: int = 0
+    fell: int = -99
+    last_border_nm: float = np.inf
+    last_frame: int = 0
+    lost_at: tuple[int, float | None] | None = None
+    rows: dict[str, list[Any]] = field(default_factory=lambda: {k: [] for k in COLUMNS})
+    names: list[str] = field(default_factory=list)
+    saved: list[Change] = field(default_factory=list)
+
+    @property
+    def atoms(self) -> int:
+        return sum(self.foreign.values())
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A good frame: its number among the good ones, its number in the movie, and its time [s]."""
+
+    good: int
+    frame: int
+    time_s: float | None
+
+
+def weight(seen: Observation) -> float:
+    """What a reading counts for a track being real."""
+    if seen.atoms:
+        return max(seen.score, 0.3)
+    # Odd rings without a name are what noise makes of a perfect lattice.
+    return 0.5 if seen.name == "unknown" else max(seen.names[seen.name], 0.3)
