@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from scipy.spatial import cKDTree
 from torch.nn import functional
 
 from .errors import ModelError
@@ -31,7 +32,9 @@ from .simulate.structures import random_specimen
 from .targets import IGNORE
 from .weights import ModelCard, load_network, save_model
 
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.json"
+#: Added to the class of pixels in and around defects, which may weigh more in the loss; and how far around [nm].
+SPECIAL, DEFECT_REACH_NM = 64, 0.16
+CHECKPOINT, LOG, BEFORE = "checkpoint.safetensors", "log.json", "before"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Recipe:
         Weights of the kinds of defects in the specimens; empty: those of `random_specimen`.
     unrelaxed : float
         Part of the defects whose surroundings are not, or not wholly, relaxed.
+    defect_weight : float
+        Weight in the loss of the pixels in and around defects: they are few, and a network that completes the perfect
+        lattice over a turned bond is right nearly everywhere else.
+    after : str
+        Name of a recipe whose model is trained first and then improved by this one.
     """
 
     name: str
@@ -89,6 +97,8 @@ class Recipe:
     seed: int = 12742
     kinds: tuple[tuple[str, float], ...] = ()
     unrelaxed: float = 0.0
+    defect_weight: float = 1.0
+    after: str = ""
 
     def __post_init__(self) -> None:
         if not self.filters:
@@ -103,8 +113,8 @@ class Recipe:
         """Plain data for the model card."""
         data = asdict(self)
         # Entries that came later are left out where they say nothing, so that older cards hold the same recipe.
-        for name in ("kinds", "unrelaxed"):
-            if not data[name]:
+        for name, nothing in (("kinds", ()), ("unrelaxed", 0.0), ("defect_weight", 1.0), ("after", "")):
+            if data[name] == nothing:
                 del data[name]
         if not data["ranges"]["pair_coherence"]:
             del data["ranges"]["pair_coherence"]
@@ -158,8 +168,17 @@ def training_example(recipe: Recipe, index: int) -> tuple[NDArray[np.float32], N
     specimen = random_specimen(material, fov, rng, kinds=dict(recipe.kinds) or None, dopant=dopant or "Si",
                                unrelaxed_probability=recipe.unrelaxed)
     simulated = simulate_frame(specimen, conditions, rng, shape=(side, side))
-    return training_pair(simulated, classes=recipe.classes, model_pixel_nm=recipe.pixel_size_nm,
-                         radius_nm=recipe.radius_nm, vacancy_radius_nm=recipe.vacancy_radius_nm, host=recipe.host)
+    image, target = training_pair(simulated, classes=recipe.classes, model_pixel_nm=recipe.pixel_size_nm,
+                                  radius_nm=recipe.radius_nm, vacancy_radius_nm=recipe.vacancy_radius_nm,
+                                  host=recipe.host)
+    if recipe.defect_weight > 1 and simulated.defects:
+        special = np.concatenate([simulated.centers_px, *(simulated.sites.yx_px[list(d.site_ids)]
+                                                          for d in simulated.defects)])
+        rows, columns = ((np.arange(n) + 0.5) * side / n - 0.5 for n in target.shape)
+        grid = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1)
+        near = cKDTree(special).query(grid, distance_upper_bound=DEFECT_REACH_NM / conditions.pixel_nm)[0] < np.inf
+        target = np.where(near & (target != IGNORE), target + SPECIAL, target).astype(np.uint8)
+    return image, target
 
 
 def _examples(task: tuple[Recipe, list[int]]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
@@ -287,8 +306,16 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, device: str = "
         tell("simulate", done_frames, recipe.n_train + recipe.n_validation)
 
     history: list[EpochLog] = []
-    if resume:
+    in_first_part = bool(recipe.after) and not (folder / LOG).is_file() and (folder / BEFORE / LOG).is_file()
+    if resume and not in_first_part:
         history = read_log(folder, recipe)
+    if recipe.after and start_from is None:
+        # The model this one starts from is made on the way, in a folder of its own, and resumed like this one.
+        start_from = folder / BEFORE
+        before = RECIPES[recipe.after]
+        started = (start_from / LOG).is_file()
+        if not started or len(read_log(start_from, before)) < before.epochs:
+            yield from train(before, start_from, resume=started, device=device, workers=workers, progress=progress)
     images, targets = simulate_set(recipe, 0, recipe.n_train, workers=workers, progress=simulated)
     check_images, check_targets = simulate_set(recipe, 10_000_000, recipe.n_validation, workers=workers,
                                                progress=simulated)
@@ -326,12 +353,14 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, device: str = "
             chosen = np.sort(order[step * recipe.batch:(step + 1) * recipe.batch])
             x, y = _batch(images[chosen], targets[chosen], rng)
             x, y = x.to(where), y.to(where)
+            special = (y >= SPECIAL) & (y != IGNORE)
+            y = torch.where(special, y - SPECIAL, y)
             if where.type == "cpu":
                 x = x.contiguous(memory_format=torch.channels_last)
             optimiser.zero_grad(set_to_none=True)
             with torch.autocast(where.type, torch.bfloat16, enabled=where.type != "mps"):
                 logits = network(x)
-            loss = functional.cross_entropy(logits.float(), y, weight=weight, ignore_index=IGNORE)
+            loss = _loss(logits.float(), y, weight, special, recipe.defect_weight)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
@@ -374,6 +403,7 @@ def evaluate(network: torch.nn.Module, images: NDArray[np.floating[Any]], target
         for k in range(0, len(images), batch):
             x = torch.from_numpy(images[k:k + batch].astype(np.float32))[:, None].to(device)
             y = torch.from_numpy(targets[k:k + batch].astype(np.int64)).to(device)
+            y = torch.where((y >= SPECIAL) & (y != IGNORE), y - SPECIAL, y)
             logits = network(x)
             counted = y != IGNORE
             loss += float(functional.cross_entropy(logits, y, ignore_index=IGNORE, reduction="sum"))
@@ -394,6 +424,17 @@ def _batch(images: NDArray[np.float16], targets: NDArray[np.uint8],
     x = x * rng.uniform(0.9, 1.1, (n, 1, 1)) + rng.uniform(-0.1, 0.1, (n, 1, 1))
     return (torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[:, None],
             torch.from_numpy(np.ascontiguousarray(y)))
+
+
+def _loss(logits: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, special: torch.Tensor,
+          defect_weight: float) -> torch.Tensor:
+    """Mean cross-entropy, weighted by class and in defects."""
+    if defect_weight == 1:
+        return functional.cross_entropy(logits, y, weight=weight, ignore_index=IGNORE)
+    each = functional.cross_entropy(logits, y, weight=weight, ignore_index=IGNORE, reduction="none")
+    counted = y != IGNORE
+    share = (1 + (defect_weight - 1) * special.float()) * counted
+    return (each * share).sum() / (weight[torch.where(counted, y, 0)] * share).sum().clamp(min=1.0)
 
 
 def _one_cycle(step: int, total: int) -> float:
