@@ -13,19 +13,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .detectors import (Z_EXPONENT, Reading, all_detectors, chalcogen_readings, intensity_of,
-                        metal_readings)
+from .detectors import Z_EXPONENT, Reading, all_detectors, chalcogen_readings, intensity_of, metal_readings
 from .materials import Material
-from .mixture import fit_mixture
 from .sites import Sites
-from .sublattice import (FEWEST, RATIO_TOLERANCE, assign_sublattices, coloured_parts, component_odds,
-                         two_colour)
+from .sublattice import (
+    DIMMEST,
+    FEWEST,
+    assign_sublattices,
+    coloured_parts,
+    component_odds,
+    tolerances,
+    two_colour,
+)
 
-__all__ = ["AMBIGUITY", "Columns", "Z_EXPONENT", "classify_columns", "intensity_of", "name_component",
-           "two_colour"]
+__all__ = ["AMBIGUITY", "Z_EXPONENT", "Columns", "classify_columns", "intensity_of", "name_component", "two_colour"]
 
 #: Two readings whose probability is within this factor are both listed.
 AMBIGUITY = 3.0
+#: Spread of what the tails of neighbours leave on an empty site, as part of a host column.
+_EMPTY_SPREAD = 0.06
 #: A component farther than this from everything known, in tolerances, has no name.
 _FARTHEST = 3.5
 
@@ -99,12 +105,7 @@ def classify_columns(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np
         if len(index) < FEWEST:
             continue
         mixture, host, unit = found.mixtures[on_metal], found.host[on_metal], found.unit[on_metal]
-        posterior = mixture.posterior
-        if len(posterior) != len(index):
-            # Other parts of the image belong here, too.
-            mixture = fit_mixture(found.value[index] / unit, found.sigma[index] / unit)
-            host = int(np.argmin(np.abs(mixture.mean - found.mixtures[on_metal].mean[host])))
-            posterior = mixture.posterior
+        posterior = mixture.membership(found.value[index] / unit, found.sigma[index] / unit)
         component = posterior.argmax(axis=1)
         readings = metal_readings(material, dopant) if on_metal else chalcogen_readings(material)
         for k in range(len(mixture.mean)):
@@ -119,6 +120,11 @@ def classify_columns(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np
             species[members] = next((r.element for r in readings if r.name == name), species[members][:1])
             probability[members] = mine * (odds[name] if odds else 1.0)
             names.setdefault(name, odds)
+        _empty_sites(index, found.value / (unit * mixture.mean[host]), found.sigma / (unit * mixture.mean[host]),
+                     mixture.width, readings, kind, species, probability)
+    names = {name: odds for name, odds in names.items() if np.any(kind == name)}
+    for name in np.unique(kind[kind != ""]).tolist():
+        names.setdefault(name, {name: 1.0})
     chance = 1.0 / (1.0 + math.exp(-min(found.log_odds, 50.0)))
     warnings = ()
     if chance < AMBIGUITY / (1.0 + AMBIGUITY):
@@ -126,6 +132,41 @@ def classify_columns(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np
                     f"{chance:.2f}): they may be interchanged",)
     return Columns(species, metal, kind, probability, tuple(_rivals(name, odds) for name, odds in names.items()),
                    tuple(names), chance, warnings)
+
+
+def _empty_sites(index: NDArray[np.int64], value: NDArray[np.float64], sigma: NDArray[np.float64], width: float,
+                 readings: list[Reading], kind: NDArray[np.str_], species: NDArray[np.str_],
+                 probability: NDArray[np.float64]) -> None:
+    """Tell an empty site from a dim column, one by one: rare kinds share a component, their levels differ.
+
+    `value` and `sigma` are in units of the host column. Changes `kind`, `species` and `probability` in place.
+    """
+    empty = next(r for r in readings if float(r.ratio[0]) < 0.11 and r.name.startswith(("vac_", "V_")))
+    foreign = index[kind[index] != ""]
+    dim = foreign[value[foreign] < 0.7]
+    if len(dim) == 0:
+        return
+    # The level of what stands there: of the clear cases, else as the usual detector says.
+    clear = dim[(kind[dim] != empty.name) & (kind[dim] != "unknown") & (value[dim] > 0.15)]
+    if len(clear) == 0:
+        return
+    common = str(max(set(kind[clear].tolist()), key=kind[clear].tolist().count))
+    level = float(np.median(value[clear[kind[clear] == common]]))
+    element = species[clear[kind[clear] == common]][0]
+    prior = empty.prior * empty.usual / next((r.prior * r.usual for r in readings if r.name == common), 1.0)
+
+    def density(at: float) -> NDArray[np.float64]:
+        scale = np.hypot(sigma[dim], max(width * at, _EMPTY_SPREAD))
+        return np.asarray(np.exp(-0.5 * ((value[dim] - at) / scale) ** 2) / scale)
+
+    nothing, something = prior * density(float(empty.ratio[0])), density(level)
+    chance = nothing / (nothing + something + 1e-300)
+    gone = (kind[dim] == common) & (chance > 0.5)
+    back = (kind[dim] == empty.name) & (chance < 0.5)
+    kind[dim[gone]], species[dim[gone]] = empty.name, empty.element
+    kind[dim[back]], species[dim[back]] = common, element
+    changed = gone | back
+    probability[dim[changed]] *= np.maximum(chance, 1.0 - chance)[changed]
 
 
 def _by_brightness(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np.int64],
@@ -146,8 +187,8 @@ def _odds(ratio: float, share: float, count: int, width: float, readings: list[R
     """Probability of every reading of a component; empty where none is near."""
     density = component_odds(ratio, share, count, width, readings) + np.log(detector + 1e-12)
     likely = detector > 0.05 * detector.max()
-    distance = np.array([np.abs(np.log(max(ratio, 0.02) / r.ratio[likely])).min() for r in readings])
-    if np.all(distance > _FARTHEST * np.hypot(RATIO_TOLERANCE, 0.3 * (ratio < 0.15))):
+    expected = np.array([r.ratio[likely] for r in readings])
+    if np.all(np.abs(np.log(max(ratio, DIMMEST) / expected)) > _FARTHEST * tolerances(expected)):
         return {}
     total = np.exp(density - density.max()).sum(axis=1)
     return {r.name: float(p) for r, p in zip(readings, total / total.sum())}

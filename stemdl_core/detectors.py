@@ -59,6 +59,8 @@ _LOW_ANGLE = (
 _LOW_ANGLE_PRIOR = 0.5
 _CHALCOGENS = ("S", "Se", "Te")
 
+#: What the tails of its neighbours leave on an empty site, over the host column there.
+_EMPTY = 0.10
 #: Elements met as dopants on metal sites, with how common they are.
 _METALS = {"Mo": 3.0, "W": 3.0, "V": 2.0, "Nb": 2.0, "Re": 1.5, "Ti": 1.0, "Cr": 1.0, "Ta": 1.0, "Fe": 0.7,
            "Mn": 0.7, "Co": 0.7}
@@ -169,7 +171,7 @@ def metal_readings(material: Material, dopant: str | None) -> list[Reading]:
                 for s, w in weight.items()]
     readings.append(Reading(f"{chalcogen}2_{metal}", chalcogen, d.pair(chalcogen) / base, 0.02, 0.004, 1.0))
     readings.append(Reading(f"{chalcogen}_{metal}", chalcogen, d.one(chalcogen) / base, 0.02, 0.004, 1.0))
-    readings.append(Reading(f"vac_{metal}", metal, np.full(len(base), 0.06), 0.02, 0.003, 1.0))
+    readings.append(Reading(f"vac_{metal}", metal, np.full(len(base), _EMPTY), 0.02, 0.003, 1.0))
     return readings
 
 
@@ -180,7 +182,7 @@ def chalcogen_readings(material: Material) -> list[Reading]:
     one, two, heavy = d.one(chalcogen), d.pair(chalcogen), d.one(metal)
     readings = [
         Reading(f"V_{chalcogen}", chalcogen, one / two, 0.7, 0.02, 1.3),
-        Reading(f"V_{chalcogen}2", chalcogen, np.full(len(one), 0.06), 0.15, 0.004, 1.2),
+        Reading(f"V_{chalcogen}2", chalcogen, np.full(len(one), _EMPTY), 0.15, 0.004, 1.2),
         Reading(f"{metal}_{chalcogen}2", metal, heavy / two, 0.02, 0.004, 1.0),
         Reading(f"{metal}_{chalcogen}", metal, (heavy + one) / two, 0.02, 0.004, 1.0),
     ]

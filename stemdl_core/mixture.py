@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 
 #: Spread of the intensities of equal columns beyond counting noise: scan distortion, residue, thermal motion.
 _INTRINSIC_WIDTH = 0.05
+#: What a column may measure, over the typical value; beyond is an accident.
+_ASTRAY = np.array([-0.5, 6.0])
+#: Means of two components are at least this many widths apart (a skewed peak is not two levels), and this part of
+#: the host's level.
+_APART, _LEAST_GAP = 2.0, 0.12
 #: Above this many columns the starts are compared on a histogram of this bin width [typical value].
 _MANY, _BIN = 300, 0.015
 
@@ -24,13 +29,18 @@ class Mixture:
     posterior: NDArray[np.float64]
     log_likelihood: float = 0.0
 
+    def membership(self, value: NDArray[np.float64], sigma: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N, K) probability of every component for measured values."""
+        log_p = _log_terms(value, self.weight, self.mean, _variance(sigma, self.width, self.mean))
+        return np.asarray(np.exp(log_p - _total(log_p)[:, None]))
+
     def log_density(self, value: NDArray[np.float64], sigma: NDArray[np.float64]) -> NDArray[np.float64]:
         """(N,) logarithm of the probability density of measured values."""
         variance = _variance(sigma, self.width, self.mean)
         return _total(_log_terms(value, self.weight, self.mean, variance)) - 0.5 * math.log(2 * math.pi)
 
 
-def fit_mixture(value: NDArray[np.float64], sigma: NDArray[np.float64], *, most: int = 3) -> Mixture:
+def fit_mixture(value: NDArray[np.float64], sigma: NDArray[np.float64], *, most: int = 4) -> Mixture:
     """Mixture of Gaussians with a common relative width, as many as the Bayesian criterion supports.
 
     Parameters
@@ -43,6 +53,8 @@ def fit_mixture(value: NDArray[np.float64], sigma: NDArray[np.float64], *, most:
     best: tuple[float, Mixture] | None = None
     n = len(value)
     middle = float(np.median(value))
+    # Fits gone astray are no component of anything.
+    value = np.clip(value, *(_ASTRAY * np.abs(middle)))
     near = value[np.abs(value - middle) < 3.0 * max(1.4826 * float(np.median(np.abs(value - middle))), 0.02)]
     centre = float(np.mean(near)) if len(near) else middle
     low, high = float(value.min()), float(value.max())
@@ -54,6 +66,8 @@ def fit_mixture(value: NDArray[np.float64], sigma: NDArray[np.float64], *, most:
     if most > 2:
         starts += [[centre, low, high], [centre, 0.5 * centre, high], [centre, low, 1.3 * centre],
                    [centre, low, 0.45 * centre]]
+    if most > 3:
+        starts += [[centre, low, 0.45 * centre, high]]
     x, s, count = _binned(value, sigma) if n > _MANY else (value, sigma, np.ones(n))
     for means in starts:
         mixture = _expectation_maximisation(x, s, count, np.array(means))
@@ -62,7 +76,7 @@ def fit_mixture(value: NDArray[np.float64], sigma: NDArray[np.float64], *, most:
         gaps = np.diff(np.sort(mixture.mean))
         scale = math.hypot(mixture.width * centre, float(np.median(s)))
         if len(means) > 1 and (
-            np.any(gaps < max(2.5 * scale, 0.12 * centre)) or np.any(mixture.weight * n < 0.6)
+            np.any(gaps < max(_APART * scale, _LEAST_GAP * centre)) or np.any(mixture.weight * n < 0.6)
         ):
             continue
         if best is None or score < best[0] - 1e-9:

@@ -109,7 +109,10 @@ def _empty_sites(graph: AtomGraph, vacancies_px: NDArray[np.float64] | None) -> 
         metal, chalcogen = graph.material.species
         chance = 0.9
         if network is not None:
-            chance = 0.98 if len(network) and np.min(np.hypot(*(network - at).T)) < 0.08 else 0.5
+            seen = bool(len(network)) and float(np.min(np.hypot(*(network - at).T))) < 0.08
+            if len(around) < 3 and not seen:
+                continue  # open on one side: the rim of a hole
+            chance = 0.98 if seen else 0.5
         y, x = graph.pixel_size.to_px(at)
         found.append(
             Defect(

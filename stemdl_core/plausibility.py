@@ -68,6 +68,8 @@ def judge(graph: AtomGraph, *, lattice_visible: bool) -> Verdict:
     ratio = sublattice_ratio(graph)
     if graph.material.kind == "honeycomb" and ratio > SUBLATTICE_RATIO:
         warnings.append(f"one sublattice is {ratio:.2f} times as bright as the other: this may not be {name}")
+    if graph.columns is not None:
+        warnings += graph.columns.warnings
     return Verdict(True, tuple(warnings))
 
 

@@ -7,7 +7,7 @@ how smoothly the brightness of each sublattice varies over the image, since only
 local tilt of the sheet. No threshold, and an honest probability at the end.
 
 Where two grains meet, rings of five and seven make the colours contradict each other. There the bonds of such
-rings are cut, and every connected part is assigned by itself.
+rings and those across which the lattice turns are cut, and every connected part is assigned by itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 from scipy.spatial import cKDTree
@@ -29,18 +30,25 @@ from .sites import Sites
 
 #: Uncertainty of the logarithm of a brightness ratio that a detector predicts: tilt, thermal motion, defocus.
 RATIO_TOLERANCE = 0.14
-#: What the tails of neighbours leave on an empty site, as part of a host column.
+#: Below this part of a host column nothing stands on the site; zero and less are noise.
+DIMMEST = 0.05
+#: How much the tails of neighbours add to or take from a site, as part of a host column.
 _FLOOR = 0.05
 #: Density of a component that nothing explains, per unit of the logarithm of its brightness and share.
 _UNEXPLAINED = math.log(2e-4)
 #: Density of a smooth variation that neither tilt nor a common gain explains.
 _ODD_VARIATION = 0.03
-#: Relative error of a local median of twenty columns.
+#: Grid on which slow variations are averaged [nm].
+_CELL_NM = 0.15
+#: Relative error of a local mean.
 _LOCAL_NOISE = 0.025
 #: Log-odds where the species of the sites say which sublattice is which.
 _TOLD = 20.0
 #: Columns this far from the median, relative to it, are no host columns when slow variations are measured.
 _HOST_RANGE = 0.4
+#: Cosine of three times the angle between the lattice at two neighbours, below which a boundary runs between
+#: them (12 degrees), and the part of such bonds that the noise of positions may cause.
+_ALIGNED, _FEW_TURNED = 0.8, 0.005
 #: Fewer columns than this on a sublattice tell nothing.
 FEWEST = 8
 
@@ -113,15 +121,32 @@ def coloured_parts(yx_nm: NDArray[np.float64], pairs: NDArray[np.int64]
     length = np.hypot(*(yx_nm[pairs[:, 0]] - yx_nm[pairs[:, 1]]).T)
     strain = np.abs(length / np.median(length) - 1.0)
     colour, part = two_colour(len(yx_nm), pairs, strain)
-    if not np.any(colour[pairs[:, 0]] == colour[pairs[:, 1]]):
+    turned = _turned(yx_nm, pairs)
+    contradicted = bool(np.any(colour[pairs[:, 0]] == colour[pairs[:, 1]]))
+    if not contradicted and np.mean(turned) < _FEW_TURNED:
         return colour, part
+    keep = ~turned
     faces = find_faces(yx_nm, pairs[:, 0], pairs[:, 1])
-    if not len(faces):
-        return colour, part
-    odd = (faces.size % 2 == 1) & (faces.area > 0) & (faces.size < 12)
-    keep = np.ones(len(pairs), dtype=bool)
-    keep[np.flatnonzero(odd[faces.face]) % len(pairs)] = False
+    if len(faces):
+        odd = (faces.size % 2 == 1) & (faces.area > 0) & (faces.size < 12)
+        keep[np.flatnonzero(odd[faces.face]) % len(pairs)] = False
     return two_colour(len(yx_nm), pairs[keep], strain[keep])
+
+
+def _turned(yx_nm: NDArray[np.float64], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(B,) bonds across which the lattice turns.
+
+    The three bonds of a site point 120 degrees apart, and those of its neighbours the opposite way: where they
+    do not, one grain ends.
+    """
+    step = yx_nm[pairs[:, 1]] - yx_nm[pairs[:, 0]]
+    phase = np.exp(3j * np.arctan2(step[:, 0], step[:, 1]))
+    sums = np.zeros(len(yx_nm), dtype=np.complex128)
+    np.add.at(sums, pairs[:, 0], phase)
+    np.add.at(sums, pairs[:, 1], -phase)
+    a, b = sums[pairs[:, 0]], sums[pairs[:, 1]]
+    size = np.abs(a) * np.abs(b)
+    return np.asarray(-(a * b.conj()).real < _ALIGNED * size)
 
 
 def assign_sublattices(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np.int64], material: Material,
@@ -157,7 +182,9 @@ def assign_sublattices(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[
         gain = slow_gain(yx_nm, value, own, other)
         flat[own], flat_sigma[own] = value[own] / gain, sigma[own] / gain
     units = [float(np.median(flat[s])) for s in sides]
-    mixtures = [fit_mixture(flat[s] / u, flat_sigma[s] / u) for s, u in zip(sides, units)]
+    # Columns at the border lack the neighbours whose tails the fit knows how to take away.
+    inner = [s[~sites.edge[s]] if np.sum(~sites.edge[s]) > 5 * FEWEST else s for s in sides]
+    mixtures = [fit_mixture(flat[s] / u, flat_sigma[s] / u) for s, u in zip(inner, units)]
     on_metal, on_chalcogen = metal_readings(material, dopant), chalcogen_readings(material)
     verdicts = [_read(mixtures[m], mixtures[1 - m], units[m] / units[1 - m], (len(sides[m]), len(sides[1 - m])),
                       material, on_metal, on_chalcogen, _tilt_density(smooth[1 - m] - smooth[m])) for m in (0, 1)]
@@ -222,9 +249,9 @@ def slow_gain(yx_nm: NDArray[np.float64], value: NDArray[np.float64], own: NDArr
         return best
     middle = np.median(value[own])
     scatter = 0.93 * float(np.median(np.abs(value[own] / middle - 1.0)))
-    candidates = [_local_median(yx_nm, value, own, other, 20)]
+    candidates = [_local_level(yx_nm, value, own, other)]
     if scatter < 0.15:  # one level: in an alloy the local median would jump from one to the other
-        candidates.append(_local_median(yx_nm, value, own, own, 24))
+        candidates.append(_local_level(yx_nm, value, own, own))
     for gain in candidates:
         ratio = value[own] / gain
         spread = float(np.median(np.abs(ratio / np.median(ratio) - 1.0)))
@@ -233,15 +260,25 @@ def slow_gain(yx_nm: NDArray[np.float64], value: NDArray[np.float64], own: NDArr
     return best
 
 
-def _local_median(yx_nm: NDArray[np.float64], value: NDArray[np.float64], at: NDArray[np.int64],
-                  source: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+def _local_level(yx_nm: NDArray[np.float64], value: NDArray[np.float64], at: NDArray[np.int64],
+                 source: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean brightness of one sublattice around some sites, over its median: weights fall off within 0.4 nm."""
     level = float(np.median(value[source]))
     # A cluster of dopants or vacancies is no slow variation.
     host = source[np.abs(value[source] / level - 1.0) < _HOST_RANGE]
-    if len(host) < 2 * count:
-        return np.ones(len(at))
-    near = cKDTree(yx_nm[host]).query(yx_nm[at], k=count)[1]
-    return np.asarray(np.median(value[host][near], axis=1) / level)
+    corner = yx_nm.min(axis=0)
+    cells = np.floor((yx_nm - corner) / _CELL_NM).astype(np.int64)
+    shape = (int(cells[:, 0].max()) + 1, int(cells[:, 1].max()) + 1)
+    flat = cells[host, 0] * shape[1] + cells[host, 1]
+    size = shape[0] * shape[1]
+    total = np.bincount(flat, value[host] / level, size).reshape(shape)
+    count = np.bincount(flat, minlength=size).reshape(shape).astype(np.float64)
+    width = 0.4 / _CELL_NM
+    smooth = gaussian_filter(total, width, mode="constant") / np.maximum(
+        gaussian_filter(count, width, mode="constant"), 1e-6)
+    place = (yx_nm[at] - corner).T / _CELL_NM - 0.5
+    result = map_coordinates(smooth, place, order=1, mode="nearest")
+    return np.where(result > 1.0 - _HOST_RANGE, result, 1.0)
 
 
 def smoothness(yx_nm: NDArray[np.float64], value: NDArray[np.float64],
@@ -300,8 +337,8 @@ def _loneliness(yx_nm: NDArray[np.float64], value: NDArray[np.float64], own: NDA
     if len(dim) < 12 or min(len(own), len(other)) < 150:
         return 0.0
     at = np.concatenate([dim, own])
-    reference = _local_median(yx_nm, value, at, other, 20)
-    ratio = _local_median(yx_nm, value, at, own, 20) / reference
+    reference = _local_level(yx_nm, value, at, other)
+    ratio = _local_level(yx_nm, value, at, own) / reference
     variation = math.sqrt(max(float(np.var(ratio[len(dim):])) - 2 * _LOCAL_NOISE**2, 0.0))
     if variation < 0.03:
         return 0.0
@@ -362,7 +399,7 @@ def _explain(mixture: Mixture, host: int, count: int, readings: list[Reading]) -
     for k in range(len(mixture.mean)):
         if k == host:
             continue
-        ratio, share = max(float(mixture.mean[k] / mixture.mean[host]), 0.02), float(mixture.weight[k])
+        ratio, share = float(mixture.mean[k] / mixture.mean[host]), float(mixture.weight[k])
         best = component_odds(ratio, share, count, mixture.width, readings)
         total = total + np.logaddexp(_log_sum(best, axis=0), _UNEXPLAINED)
     return total
@@ -383,13 +420,16 @@ def component_odds(ratio: float, share: float, count: int, width: float,
     readings : list of Reading
     """
     expected = np.array([r.ratio for r in readings])
-    members = max(share * count, 1.0)
-    # The mean of few columns is uncertain, and on a dim site the tails of its neighbours count.
-    tolerance = np.sqrt(RATIO_TOLERANCE**2 + (width / members**0.5) ** 2 + (_FLOOR / np.maximum(expected, 0.05)) ** 2)
-    fit = -0.5 * ((math.log(ratio) - np.log(expected)) / tolerance) ** 2 - np.log(tolerance)
+    tolerance = tolerances(expected, width / max(share * count, 1.0) ** 0.5)
+    fit = -0.5 * ((math.log(max(ratio, DIMMEST)) - np.log(expected)) / tolerance) ** 2 - np.log(tolerance)
     frequent = [math.log(r.prior / r.spread) - 0.5 * ((math.log(share) - math.log(r.usual)) / r.spread) ** 2
                 for r in readings]
     return np.asarray(fit + np.array(frequent)[:, None])
+
+
+def tolerances(expected: NDArray[np.float64], error: float = 0.0) -> NDArray[np.float64]:
+    """Uncertainty of the logarithm of expected ratios: detector, measurement and, on dim sites, tails."""
+    return np.asarray(np.sqrt(RATIO_TOLERANCE**2 + error**2 + (_FLOOR / np.maximum(expected, DIMMEST)) ** 2))
 
 
 def _log_sum(log_p: NDArray[np.float64], axis: int | None = None) -> NDArray[np.float64] | float:
