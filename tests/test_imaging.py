@@ -18,9 +18,11 @@ def centroid(image: np.ndarray) -> tuple[float, float]:
 
 def test_silicon_is_brighter_than_carbon_by_the_power_law():
     ratio = column_intensity([14], 1.5)[0] / column_intensity([6], 1.5)[0]
-    assert ratio == pytest.approx((14 / 6) ** 1.5)
+    assert ratio == pytest.approx((14 / 6) ** 1.5, rel=0.03)
     assert column_intensity([6])[0] == 1.0
-    assert 3.5 < column_intensity([14], 1.5)[0] < column_intensity([14], 1.8)[0] < 4.7
+    assert 3.4 < column_intensity([14], 1.5)[0] < column_intensity([14], 1.8)[0] < 4.7
+    # Tungsten saturates: multislice at 60 kV gives 1.85 times molybdenum.
+    assert column_intensity([74])[0] / column_intensity([42])[0] == pytest.approx(1.85, rel=0.1)
 
 
 @given(y=st.floats(0.4, 1.2), x=st.floats(0.4, 1.2), pixel=st.floats(0.006, 0.02))

@@ -120,14 +120,24 @@ class Scan:
         return apparent
 
 
+#: Atomic number at which an atom is half as bright as the power law of light atoms says.
+SATURATION_Z = 84.0
+
+
 def column_intensity(atomic_numbers: ArrayLike, exponent: float = 1.64) -> NDArray[np.float64]:
-    """Relative HAADF intensity Z^n of single atoms (N,), carbon = 1.
+    """Relative HAADF intensity of single atoms (N,), carbon = 1: Z^n, saturating for heavy atoms.
+
+    Strong scatterers fall behind the power law: tungsten is 1.8 to 1.9 times as bright as molybdenum, not 2.5.
+    Z^n / (1 + (Z / 84)^2) with n between 1.55 and 1.95 is within 8 % of multislice calculations at 60 kV and
+    32 mrad for C, N, Si, S, Se, Mo and W on detectors from 50-180 to 80-200 mrad (`tests/test_multislice.py`).
 
     References
     ----------
-    Krivanek et al., Nature 2010, 464, 571 (n = 1.64 at 60 kV, medium-angle detector).
+    Krivanek et al., Nature 2010, 464, 571 (n = 1.64 for light atoms at 60 kV, 58-200 mrad).
     """
-    return (np.asarray(atomic_numbers, dtype=np.float64) / 6.0) ** exponent
+    ratio = np.asarray(atomic_numbers, dtype=np.float64) / SATURATION_Z
+    carbon = 6.0 / SATURATION_Z
+    return (ratio / carbon) ** exponent * (1 + carbon**2) / (1 + ratio**2)
 
 
 def render(yx_nm: ArrayLike, intensity: ArrayLike, *, scan: Scan, probe: Probe) -> NDArray[np.float64]:
