@@ -10,8 +10,7 @@ import pytest
 
 from stemdl_core.simulate.dataset import Conditions, Ranges, draw_conditions, simulate_frame, training_pair
 from stemdl_core.simulate.degrade import Detector
-from stemdl_core.simulate.imaging import Probe
-from stemdl_core.simulate.imaging import column_intensity
+from stemdl_core.simulate.imaging import Probe, column_intensity
 from stemdl_core.simulate.structures import add_defect, graphene, mx2, random_specimen
 from stemdl_core.targets import IGNORE
 
