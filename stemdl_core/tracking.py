@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .analysis import FrameAnalysis
-from .bridging import Shown, bridge
+from .bridging import Shown, bridge, settle_blind
 from .errors import StemdlError
 from .hostframe import HostLattice, SpecimenFrame, host_lattice
 from .linking import Linked, Target, TrackSettings, birth_costs, chemistry_costs, link
@@ -168,7 +168,8 @@ class Tracker:
         self._frames.append(analysis.frame)
         time_s = float("nan") if analysis.time_s is None else analysis.time_s
         matrix = np.linalg.inv(analysis.pixel_size.matrix).T
-        self._shown.append(Shown(analysis.frame, time_s, self._specimen.drift_nm.copy(), aside, matrix))
+        blind = drift_nm is None and not certain and not linked.pairs
+        self._shown.append(Shown(analysis.frame, time_s, self._specimen.drift_nm.copy(), aside, matrix, blind))
         told = len(roster.events)
         taken = {id(targets[i]): j for i, j in linked.pairs}
         free = set(range(len(certain))) - set(taken.values())
@@ -344,6 +345,8 @@ class Tracker:
         if self._roster is not None:
             every, events = self._roster.finish(), self._roster.events
         rows: dict[str, list[Any]] = {k: [] for k in (*COLUMNS, "track_id", "name")}
+        if self._specimen.reference is not None:
+            self._shown = settle_blind(self._shown, self._specimen.reference.basis_nm)
         shown = {s.frame: s for s in self._shown}
         order = {s.frame: k for k, s in enumerate(self._shown)}
         for track in every:

@@ -241,3 +241,72 @@ def test_wrong_use_is_one_clear_line(rng):
         tracker.update(replace(analyses[2], material="MoSe2"))
     with pytest.raises(StemdlError, match="analyze="):
         tracker.update(np.zeros((64, 64)))
+
+
+@pytest.mark.parametrize("name", ["switching", "hopping", "visitors", "rotor"])
+def test_flickering_detection_makes_no_events_and_breaks_no_track(name):
+    # Every seventh name is wrong, every twelfth defect overlooked, and every eighth frame has a ghost.
+    rng = np.random.default_rng(500)
+    frames, events = getattr(scenes, name)(rng)
+    movie = movie_of(frames, rng, noise_nm=0.015, misread=0.15, lost=0.08, invented=0.12)
+    tracks = track(movie.analyses(rng))
+    hits, found, _ = events_match([(e.frame, e.kind) for e in tracks.events], events)
+    assert hits == found
+    assert len(events) - hits <= 2  # changes that last a single frame may be lost among misread ones
+    score, more = scenes.identity_score(tracks, movie)
+    assert score >= 0.98
+    assert more == 0
+
+
+def test_overlooked_frames_are_bridged_at_the_place_where_the_defect_was(rng):
+    movie = movie_of([[Thing(1, "Si-C3", site(0, 0, 0))]] * 20, rng, invented=0.0, misread=0.0, lost=0.0)
+    tracker = Tracker()
+    for t, analysis in enumerate(movie.analyses(rng)):
+        tracker.update(replace(analysis, defects=Defects()) if t in (8, 9) else analysis)
+    tracks = tracker.tracks()
+    assert drift_error_nm(tracks, movie).max() < 0.01  # also in the frames that show nothing but lattice
+    assert tracks.frame.tolist() == list(range(20))
+    bridged = np.flatnonzero(tracks.probability == 0.0)
+    assert tracks.frame[bridged].tolist() == [8, 9]
+    assert (tracks.name[bridged] == "Si-C3").all()
+    assert (tracks.seen_as[bridged] == "").all()
+    nm = movie.fov_nm / movie.shape[1]
+    truth = site(0, 0, 0) + nm * (np.array(movie.shape) - 1) / 2 + movie.drift[[8, 9]]
+    found = nm * np.stack([tracks.y_px, tracks.x_px], axis=1)[bridged]
+    assert np.abs(found - truth).max() < 0.03
+
+
+def test_a_jump_of_the_view_is_no_hop_of_a_cluster(rng):
+    frames = [[Thing(1, "Si3C6", site(0, 0, 0), 20.0)]] * 30
+    movie = movie_of(frames, rng, invented=0.0, misread=0.0, total=0.2)
+    movie.drift[12:] += [0.35, -0.2]
+    tracks = track(movie.analyses(rng))
+    assert drift_error_nm(tracks, movie).max() < 0.01
+    assert len(tracks.events) == 0
+
+
+def test_faint_atoms_tell_where_an_overlooked_vacancy_is(rng):
+    path = [site(0, 0, 0)] * 10 + [site(*scenes.neighbours(0, 0, 0)[0])] * 14
+    movie = movie_of([[Thing(1, "SV", at)] for at in path], rng, invented=0.0, misread=0.0, lost=0.0)
+    tracker = Tracker()
+    nm = movie.fov_nm / movie.shape[1]
+    middle = nm * (np.array(movie.shape) - 1) / 2
+    for t, analysis in enumerate(movie.analyses(rng)):
+        if t % 3 == 2 or t in (10, 12, 13):
+            # The network completes the lattice: a faint atom where none is.
+            at = (path[t] + middle + movie.drift[t]) / nm
+            sites = analysis.sites
+            count = len(sites) + 1
+            sites = Sites.from_columns(
+                y_px=np.append(sites.y_px, at[0]),
+                x_px=np.append(sites.x_px, at[1]),
+                species=np.append(sites.species, "C"),
+                intensity=np.append(rng.normal(1.0, 0.18, count - 1), 0.3),
+                intensity_sigma=np.full(count, 0.18),
+            )
+            analysis = replace(analysis, sites=sites, defects=Defects())
+        tracker.update(analysis)
+    tracks = tracker.tracks()
+    assert [(e.frame, e.kind) for e in tracks.events] == [(10, "hop")]
+    assert tracks.frame.tolist() == list(range(24))
+    assert tracks.ids.tolist() == [1]

@@ -132,8 +132,7 @@ class SimulatedMovie:
         return self.taken.fov_nm / self.taken.size_px
 
     def _specimen(self, state: tuple[Placed, ...]) -> Specimen:
-        margin = 0.6 + float(np.abs(self.drift_nm).max()) + float(np.abs(self.within_nm).max())
-        specimen = perfect(self.material, self.taken, margin_nm=margin)
+        specimen = perfect(self.material, self.taken)
         for placed in state:
             specimen = add_defect(specimen, placed.kind, placed.at_nm, rng=np.random.default_rng(placed.seed))
         return specimen
@@ -254,11 +253,16 @@ class SimulatedMovie:
         return pd.DataFrame({"frame": np.arange(len(self)), "y_nm": self.drift_nm[:, 0], "x_nm": self.drift_nm[:, 1]})
 
 
-def perfect(material: str, taken: MovieConditions, *, margin_nm: float = 0.5) -> Specimen:
-    """The host of a movie without defects."""
+def perfect(material: str, taken: MovieConditions) -> Specimen:
+    """The host of a movie without defects, with all that drift may bring into view.
+
+    How a defect turns out depends on the numbers of the atoms around it, so that a scenario has to draw it on the
+    same sheet as the movie does.
+    """
+    far = taken.drift_nm + 8 * taken.drift_jitter_nm + 3 * taken.drift_step_nm + taken.jumps * taken.jump_nm
     if material == "graphene":
-        return graphene(fov_nm=taken.fov_nm, rotation_deg=taken.rotation_deg, margin_nm=margin_nm)
-    return mx2(material=material, fov_nm=taken.fov_nm, rotation_deg=taken.rotation_deg, margin_nm=margin_nm)
+        return graphene(fov_nm=taken.fov_nm, rotation_deg=taken.rotation_deg, margin_nm=0.6 + far)
+    return mx2(material=material, fov_nm=taken.fov_nm, rotation_deg=taken.rotation_deg, margin_nm=0.6 + far)
 
 
 def triangle_deg(specimen: Specimen, number: int) -> float:
