@@ -167,7 +167,10 @@ def _make_sites(card: ModelCard, peaks: Peaks, keep: NDArray[np.bool_],
     if dopant and (contrast := element(dopant) / material.atomic_number(material.species[0])) > 1:
         is_dopant = foreign_sites(intensity=intensity, sigma=intensity_sigma, measured=measured,
                                   share=peaks.dopant_share[keep], contrast=contrast)
-    if not measured.any():
+    if not measured.any() and material.kind == "mx2" and unit > 0 and refined.imaging is not None:
+        # Single heights are rough, averages over a sublattice are not: they still tell metal from chalcogen.
+        intensity_sigma = intensity_sigma * max(refined.imaging.misfit, 1.0) ** 0.5
+    elif not measured.any():
         intensity, intensity_sigma = np.full(len(amplitude), np.nan), np.full(len(amplitude), np.nan)
     species = np.where(is_dopant & bool(dopant), dopant, material.species[0])
     score = scores(card, peaks.response[keep])

@@ -42,8 +42,6 @@ _ODD_VARIATION = 0.03
 _CELL_NM = 0.15
 #: Relative error of a local mean.
 _LOCAL_NOISE = 0.025
-#: Log-odds where the species of the sites say which sublattice is which.
-_TOLD = 20.0
 #: Columns this far from the median, relative to it, are no host columns when slow variations are measured.
 _HOST_RANGE = 0.4
 #: Cosine of three times the angle between the lattice at two neighbours, below which a boundary runs between
@@ -192,9 +190,9 @@ def assign_sublattices(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[
               for own, other, u in zip(sides, sides[::-1], units)]
     odds = verdicts[0].log_likelihood - verdicts[1].log_likelihood + single[1] - single[0]
     if np.isin(material.species, sites.species).all():
-        # Somebody has told them apart already.
-        odds = _TOLD * sum(np.sign(np.mean(sites.species[s] == material.species[0]) - 0.5) * k
-                           for s, k in zip(sides, (1.0, -1.0))) / 2.0
+        # Somebody has told them apart already; how sure one can be is still what the image says.
+        told = sum(np.mean(sites.species[s] == material.species[0]) * k for s, k in zip(sides, (1.0, -1.0)))
+        odds = max(odds, 0.0) if told >= 0 else min(odds, -1e-9)
     m = 0 if odds >= 0 else 1
     metal = np.zeros(len(colour), dtype=bool)
     metal[main & (colour == m)] = True

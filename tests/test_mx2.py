@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from specimen_sites import PIXEL_NM, graph_of, observed
 
+from stemdl_core.calibration import PixelSize
 from stemdl_core.columns import name_component
 from stemdl_core.defects import find_defects
+from stemdl_core.detectors import all_detectors
+from stemdl_core.graph import AtomGraph, build_graph
 from stemdl_core.materials import get_material
 from stemdl_core.mixture import fit_mixture
 from stemdl_core.mx2 import alloy_fractions, local_composition
 from stemdl_core.simulate.structures import add_defect, mx2, random_specimen
+from stemdl_core.sites import Sites
+from stemdl_core.sublattice import two_colour
 
 
 def test_mixture_finds_the_number_of_components_and_a_single_odd_column(rng):
@@ -119,3 +126,124 @@ def test_local_composition_sees_a_cluster(rng):
     middle = np.hypot(*((sites.yx_px + 0.5) * PIXEL_NM - 3.0).T)
     assert fraction[middle < 0.2].min() == 1.0
     assert fraction[middle > 1.6].max() == 0.0
+
+
+def lattice(side_nm: float, angle: float = 0.0, mirror: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of a selenide around the origin: positions (N, 2) [nm] and which are metal (N,)."""
+    a, n = 0.3287, int(2 * side_nm / 0.3287)
+    i, j = (v.ravel() for v in np.meshgrid(np.arange(-n, n), np.arange(-n, n)))
+    metal = np.stack([j * a * 3**0.5 / 2, i * a + j * a / 2], axis=1)
+    yx = np.concatenate([metal, metal + [a / (2 * 3**0.5), a / 2]])
+    if mirror:
+        yx = yx * [-1.0, 1.0]
+    c, s = np.cos(angle), np.sin(angle)
+    yx = yx @ np.array([[c, -s], [s, c]])
+    keep = np.all(np.abs(yx) < side_nm / 2, axis=1)
+    return yx[keep], np.repeat([True, False], len(metal))[keep]
+
+
+def selenide(yx: np.ndarray, intensity: np.ndarray, material: str, rng: np.random.Generator, *,
+             noise: float = 0.07) -> AtomGraph:
+    """Graph of columns of given brightness, measured with an error."""
+    pixel, corner = 0.01, yx.min(axis=0)
+    measured = intensity * (1 + noise * rng.standard_normal(len(yx)))
+    px = (yx - corner + rng.normal(0, 0.006, yx.shape)) / pixel
+    host = get_material(material)
+    sites = Sites.from_columns(y_px=px[:, 0], x_px=px[:, 1], species=np.full(len(yx), host.species[0]),
+                               intensity=measured, intensity_sigma=np.full(len(yx), noise))
+    shape = tuple(int(v) for v in np.ceil(px.max(axis=0)) + 1)
+    return build_graph(sites, material=host, pixel_size=PixelSize(pixel), shape=shape)
+
+
+def low_angle_wse2(rng: np.random.Generator, *, tilt: float) -> tuple[np.ndarray, ...]:
+    """Se2 1.14 times as bright as W, one Se 0.31 of Se2, a light dopant 0.3 of W; tilt dims the pairs alone."""
+    yx, metal = lattice(8.0, 0.3)
+    wave = 1 + tilt * np.sin(2 * np.pi * yx[:, 0] / 5.0) * np.cos(2 * np.pi * yx[:, 1] / 6.0)
+    intensity = np.where(metal, 1.0, 1.14 * wave)
+    lone = ~metal & (rng.random(len(yx)) < 0.05)
+    dopant = metal & (rng.random(len(yx)) < 0.012)
+    intensity[lone], intensity[dopant] = 0.31 * 1.14, 0.30
+    return yx, metal, intensity, lone, dopant
+
+
+def test_selenium_pairs_brighter_than_tungsten_are_still_selenium(rng):
+    for tilt in (0.12, 0.18):
+        yx, metal, intensity, lone, dopant = low_angle_wse2(rng, tilt=tilt)
+        graph = selenide(yx, intensity, "WSe2", rng)
+        columns = graph.columns
+        assert np.array_equal(columns.metal, metal)
+        assert columns.confidence > 0.75
+        found = columns.kind == "V_Se"
+        assert np.mean(found[lone]) > 0.95
+        assert np.sum(found & ~lone) <= 0.05 * lone.sum()
+        assert np.all(columns.kind[dopant] != "")
+        assert np.all(np.char.endswith(columns.kind[dopant], "_W"))
+
+
+@pytest.mark.parametrize(("material", "ratio"), [("WSe2", 1.73), ("MoSe2", 0.71), ("MoS2", 2.5), ("WS2", 6.0)])
+def test_pristine_sheets_follow_the_usual_detector(material, ratio, rng):
+    yx, metal = lattice(5.0, 0.2)
+    graph = selenide(yx, np.where(metal, ratio, 1.0), material, rng)
+    assert np.array_equal(graph.columns.metal, metal)
+    assert not graph.columns.warnings
+    assert np.all(graph.columns.kind == "")
+
+
+def test_where_nothing_tells_the_sublattices_apart_the_user_is_told(rng):
+    yx, metal = lattice(5.0, 0.2)
+    graph = selenide(yx, np.where(metal, 1.0, 1.0), "WSe2", rng)
+    assert graph.columns.confidence < 0.75
+    assert any("interchanged" in line for line in graph.columns.warnings)
+
+
+def test_half_alloyed_selenide_and_missing_pairs_do_not_turn_the_sublattices(rng):
+    yx, metal = lattice(6.0, 0.1)
+    intensity = np.where(metal, 0.71, 1.0)
+    intensity[metal & (rng.random(len(yx)) < 0.5)] = 1.8
+    keep = metal | (rng.random(len(yx)) > 0.04)
+    graph = selenide(yx[keep], intensity[keep], "MoSe2", rng)
+    assert np.array_equal(graph.columns.metal, metal[keep])
+    assert 0.4 < alloy_fractions(graph)["W"][0] < 0.6
+
+
+@pytest.mark.parametrize("angle_deg", [60.0, 18.0])
+def test_both_grains_of_a_boundary_are_assigned(angle_deg, rng):
+    upper, metal_upper = lattice(12.0)
+    lower, metal_lower = lattice(12.0, np.radians(angle_deg))
+    lower = lower + [0.02, 0.1]
+    one, two = np.all(np.abs(upper) < 3.0, axis=1) & (upper[:, 0] < 0), np.all(np.abs(lower) < 3.0, axis=1)
+    two &= lower[:, 0] > 0.08
+    yx, metal = np.concatenate([upper[one], lower[two]]), np.concatenate([metal_upper[one], metal_lower[two]])
+    graph = selenide(yx, np.where(metal, 0.71, 1.0), "MoSe2", rng)
+    far = np.abs(yx[:, 0]) > 0.4
+    assert np.mean(graph.columns.metal[far] == metal[far]) >= 0.99
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.floats(0.2, 5.0), st.booleans())
+def test_brightness_unit_and_order_of_sites_change_nothing(gain, backwards):
+    rng = np.random.default_rng(3)
+    yx, metal = lattice(3.0, 0.4)
+    order = np.arange(len(yx))[::-1] if backwards else np.arange(len(yx))
+    plain = selenide(yx, np.where(metal, 0.71, 1.0), "MoSe2", rng, noise=0.0)
+    sites = plain.sites.select(order)
+    sites = sites.replace(intensity=sites.intensity * gain, species=np.full(len(sites), "Mo"))
+    other = build_graph(sites, material=plain.material, pixel_size=plain.pixel_size, shape=plain.shape)
+    assert np.array_equal(other.columns.metal, plain.columns.metal[order])
+
+
+def test_detectors_cover_what_is_measured():
+    """Se2 over W from 0.6 (usual) to 1.9 (low angles), one Se from a half to less than a third of Se2."""
+    d = all_detectors()
+    ratio, single = d.pair("Se") / d.one("W"), d.one("Se") / d.pair("Se")
+    assert ratio.min() < 0.6 < 1.4 < ratio.max()
+    assert single.min() < 0.32
+    assert single.max() < 0.58
+    assert d.prior.sum() == pytest.approx(1.0)
+
+
+def test_colours_alternate_along_the_most_natural_bonds():
+    pairs = np.array([[0, 1], [1, 2], [2, 3], [0, 2]])
+    colour, part = two_colour(4, pairs, np.array([0.0, 0.0, 0.0, 1.0]))
+    assert colour.tolist() in ([0, 1, 0, 1], [1, 0, 1, 0])
+    assert np.all(part == 0)
