@@ -240,6 +240,7 @@ def _train(commands: Any) -> None:
         "Train a model from simulated images.",
         "stemdl train graphene --out my-graphene",
         "stemdl train graphene --out my-graphene --resume",
+        "stemdl train graphene --imaging stm --out my-stm",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe, or a JSON file with one")
     parser.add_argument(
@@ -247,6 +248,7 @@ def _train(commands: Any) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="continue a run from its folder")
     parser.add_argument("--start-from", metavar="NAME|DIR", help="fine-tune this model")
+    parser.add_argument("--imaging", choices=("stem", "stm"), help="microscope of the images (default: the recipe's)")
     parser.add_argument("--architecture", choices=("unet", "paper"), help="default: the recipe's")
     parser.add_argument("--epochs", type=count, metavar="N")
     parser.add_argument("--frames", type=count, metavar="N", help="simulated training frames")

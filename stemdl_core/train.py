@@ -28,6 +28,7 @@ from .errors import ModelError
 from .materials import get_material
 from .network import DEFAULT_FILTERS, build_network
 from .simulate.dataset import Ranges, draw_conditions, simulate_frame, training_pair
+from .simulate.stm import random_stm
 from .simulate.structures import random_specimen
 from .targets import IGNORE
 from .weights import ModelCard, load_network, save_model
@@ -74,6 +75,8 @@ class Recipe:
         lattice over a turned bond is right nearly everywhere else.
     after : str
         Name of a recipe whose model is trained first and then improved by this one.
+    imaging : str
+        'stem', or 'stm' for scanning tunnelling microscopy, whose conditions are drawn by `simulate.stm`.
     """
 
     name: str
@@ -99,8 +102,11 @@ class Recipe:
     unrelaxed: float = 0.0
     defect_weight: float = 1.0
     after: str = ""
+    imaging: str = "stem"
 
     def __post_init__(self) -> None:
+        if self.imaging not in ("stem", "stm"):
+            raise ModelError(f"imaging of a recipe is 'stem' or 'stm', not {self.imaging!r}")
         if not self.filters:
             object.__setattr__(self, "filters", DEFAULT_FILTERS[self.architecture])
 
@@ -113,7 +119,8 @@ class Recipe:
         """Plain data for the model card."""
         data = asdict(self)
         # Entries that came later are left out where they say nothing, so that older cards hold the same recipe.
-        for name, nothing in (("kinds", ()), ("unrelaxed", 0.0), ("defect_weight", 1.0), ("after", "")):
+        for name, nothing in (("kinds", ()), ("unrelaxed", 0.0), ("defect_weight", 1.0), ("after", ""),
+                              ("imaging", "stem")):
             if data[name] == nothing:
                 del data[name]
         if not data["ranges"]["pair_coherence"]:
@@ -159,6 +166,11 @@ def training_example(recipe: Recipe, index: int) -> tuple[NDArray[np.float32], N
     rng = np.random.default_rng([recipe.seed, index])
     material = recipe.materials[int(rng.integers(len(recipe.materials)))]
     fov = recipe.crop_px * recipe.pixel_size_nm
+    if recipe.imaging == "stm":
+        simulated = random_stm(fov, rng, pixel_nm=recipe.ranges.pixel_nm, dopant=recipe.dopant or "N",
+                               kinds=dict(recipe.kinds), material=material)
+        return training_pair(simulated, classes=recipe.classes, model_pixel_nm=recipe.pixel_size_nm,
+                             radius_nm=recipe.radius_nm, vacancy_radius_nm=recipe.vacancy_radius_nm, host=recipe.host)
     conditions = draw_conditions(rng, recipe.ranges)
     side = max(int(round(fov / conditions.pixel_nm)), 24)
     conditions = replace(conditions, pixel_nm=fov / side)

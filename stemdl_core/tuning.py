@@ -19,6 +19,7 @@ from .materials import get_material
 from .peaks import find_peaks, masked_probability
 from .preprocess import from_model_px, mend, model_shape, resample, standardise
 from .simulate.dataset import Ranges, SimulatedFrame, draw_conditions, simulate_frame
+from .simulate.stm import random_stm
 from .simulate.structures import random_specimen
 from .weights import Model, ModelCard, load_model, read_card, write_card
 
@@ -187,8 +188,13 @@ def finish_model(folder: Path, *, count: int = 160, seed: int = 99, device: str 
     """Tune the trained model in a folder and write the result into its card."""
     model = load_model(folder, device=device)
     coarse = model.card.pixel_size_nm > 0.022
-    result = tune(model, simulated_frames(model.card.materials, count, seed=seed, dose_e_per_atom=(15.0, 1000.0),
-                                     fov_nm=(3.0, 8.0) if coarse else (2.0, 6.0)), progress=progress)
+    if model.card.recipe.get("imaging", "stem") == "stm":
+        frames = (random_stm(3.0, np.random.default_rng([seed, k]), dopant=model.card.dopant or "N")
+                  for k in range(count))
+    else:
+        frames = simulated_frames(model.card.materials, count, seed=seed, dose_e_per_atom=(15.0, 1000.0),
+                                  fov_nm=(3.0, 8.0) if coarse else (2.0, 6.0))
+    result = tune(model, frames, progress=progress)
     card = read_card(folder)
     card = replace(card, thresholds={**card.thresholds, "site": round(result.threshold, 3), "masked": result.masked},
                    score_knots=result.knots,
