@@ -16,7 +16,7 @@ from nion.swift.model import Graphics, Notification
 from nion.swift.test import TestContext
 from swift_support import add_image, annotation, done, image_with, press, stand_in, swift, wait_for
 
-from nionswift_plugin.stemdl import actions, adapters, computations, editing, engine, panel
+from nionswift_plugin.stemdl import actions, adapters, computations, editing, engine, overlay, panel
 from stemdl_core.corrections import Correction
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -29,6 +29,7 @@ def program(monkeypatch, tmp_path):
     """A test application; every test ends with Swift's own check for leaks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(engine, "analyze", stand_in)
+    monkeypatch.setattr(overlay, "TARGET_PX", 128)  # small pictures: what is drawn is tested elsewhere
     engine.recent.clear()
     computations.register()
     actions.register()

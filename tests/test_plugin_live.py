@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import unittest
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ from nion.swift.test import TestContext
 from nion.usim_device import DeviceConfiguration
 from swift_support import FakeScan, add_image, image_with, live_image, press, select, stand_in, swift, wait_for
 
-from nionswift_plugin.stemdl import actions, computations, engine, live, marks, microscope, panel
+from nionswift_plugin.stemdl import actions, computations, engine, live, microscope, panel
 from stemdl_core.errors import StemdlError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -268,135 +266,8 @@ def test_live_on_the_simulated_microscope():
         running.join()
 
 
-class TestMicroscope:
-    """The specimen and its truth."""
-
-    @staticmethod
-    def scan(generator, *, size=256, fov=4.0, center=(0.0, 0.0), rotation=0.0, time_us=4.0):
-        parameters = SimpleNamespace(
-            size=(size, size), fov_nm=fov, center_nm=center, rotation_rad=rotation, pixel_time_us=time_us
-        )
-        return generator.generate_scan_data(None, parameters)
-
-    @staticmethod
-    def generator(drift=(0.0, 0.0), now=None):
-        rng = np.random.default_rng(1)
-        clock = (lambda: now[0]) if now else (lambda: 0.0)
-        return microscope.Generator(microscope.Specimen(rng=rng, drift_nm_per_s=drift, clock=clock), rng)
-
-    def test_lattice_is_graphene(self):
-        specimen = microscope.Specimen(rng=np.random.default_rng(0), silicon=1)
-        yx, species = specimen.atoms()
-        middle = yx[(np.abs(yx) < 4).all(axis=1) & (np.hypot(*yx.T) > 1)]
-        distance = np.sort(np.hypot(*(middle[:, None] - yx[None]).transpose(2, 0, 1)), axis=1)
-        assert distance[:, 1:4] == pytest.approx(np.full((len(middle), 3), 0.142), abs=1e-6)
-        assert distance[:, 4].min() > 0.24
-        assert (species == "Si").sum() == 1
-        silicon = yx[species == "Si"][0]
-        assert np.sort(np.hypot(*(yx - silicon).T))[1:4] == pytest.approx([0.16] * 3)
-
-    def test_truth_is_where_the_image_is_bright(self):
-        generator = self.generator()
-        image = self.scan(generator)
-        (silicon,) = np.flatnonzero(generator.truth.species == "Si")[:1]
-        y, x = generator.truth.y_px[silicon], generator.truth.x_px[silicon]
-        patch = image[round(y) - 1 : round(y) + 2, round(x) - 1 : round(x) + 2]
-        assert patch.mean() > 2.5 * image.mean()
-
-    @pytest.mark.parametrize(
-        "change", [{"center": (0.3, -0.2)}, {"rotation": 0.7}, {"fov": 5.0}, {"size": 200}]
-    )
-    def test_scan_settings_are_honoured(self, change):
-        generator = self.generator()
-        self.scan(generator)
-        before = generator.truth
-        self.scan(generator, **change)
-        after = generator.truth
-        size, fov, turn = change.get("size", 256), change.get("fov", 4.0), change.get("rotation", 0.0)
-        center = np.array(change.get("center", (0.0, 0.0)))
-        rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-        in_nm = (np.stack([before.y_px, before.x_px], 1) - 127.5) * 4.0 / 256
-        expected = (in_nm - center) @ rotation / (fov / size) + (size - 1) / 2
-        visible = ((expected > 5) & (expected < size - 6)).all(axis=1)
-        found = np.stack([after.y_px, after.x_px], 1)
-        distance = np.hypot(*(expected[visible][:, None] - found[None]).transpose(2, 0, 1)).min(axis=1)
-        assert distance.max() < 1e-6
-
-    def test_drift_moves_the_sheet(self):
-        now = [0.0]
-        generator = self.generator((0.01, -0.02), now)
-        self.scan(generator)
-        before = generator.truth
-        now[0] = 3.0
-        self.scan(generator)
-        moved = np.array([before.y_px + 0.03 * 64, before.x_px - 0.06 * 64]).T
-        inside = ((moved > 3) & (moved < 252)).all(axis=1)
-        found = np.stack([generator.truth.y_px, generator.truth.x_px], 1)
-        assert np.hypot(*(moved[inside][:, None] - found[None]).transpose(2, 0, 1)).min(axis=1).max() < 1e-6
-
-    def test_noise_follows_the_dose(self):
-        generator = self.generator()
-        short, long = (self.scan(generator, time_us=t) for t in (1.0, 16.0))
-        background = 5.0
-        assert long.mean() - background == pytest.approx(16 * (short.mean() - background), rel=0.1)
-        assert long.std() / long.mean() < short.std() / short.mean()
-
-    def test_hops_follow_the_dose_and_keep_the_silicon(self):
-        specimen = self.generator().specimen
-        everywhere = lambda yx: np.ones(len(yx), bool)  # noqa: E731
-        start = specimen.atoms()
-        specimen.expose(0.0, everywhere)
-        assert np.array_equal(specimen.atoms()[1], start[1])
-        specimen.expose(50 * microscope.HOP_DOSE_E_PER_NM2, everywhere)
-        yx, species = specimen.atoms()
-        assert not np.array_equal(species, start[1])
-        assert (species == "Si").sum() == (start[1] == "Si").sum()
-        before, after = start[0][start[1] == "Si"], yx[species == "Si"]
-        step = np.hypot(*(before[:, None] - after[None]).transpose(2, 0, 1)).min(axis=1)
-        assert step.max() < 0.2, "each goes to a neighbouring site"
-
-
 def test_stored_images_are_not_live():
     with swift() as dc:
         item = add_image(dc, image_with(), metadata={"hardware_source": {"hardware_source_id": "x"}})
         assert live.hardware_source_of(item) is None
         assert live.hardware_source_of(None) is None
-
-
-def rss_mb() -> float:
-    """Memory of this process [MB]."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not os.path.exists("/proc/self/statm"), reason="memory is read from /proc, which only Linux has"
-)
-def test_soak(scan, monkeypatch):
-    """Many frames with many atoms: nothing grows, and the main thread's steps stay short."""
-    frames = [image_with(*[(12 + 24 * i, 14 + 96 * j + k) for i in range(20) for j in range(5)], size=512)
-              for k in range(3)]  # fmt: skip
-    with swift() as dc:
-        item = live_image(dc)
-        press(dc)
-        running = live.find(item)
-        memory, steps = [], []
-        for index in range(60):
-            scan.finish(frames[index % 3], index)
-            while running.status.analysed <= index:
-                start = time.thread_time()
-                dc.periodic()
-                steps.append(time.thread_time() - start)
-                time.sleep(0.002)
-            if index % 15 == 14:
-                memory.append(rss_mb())
-        known = computations.find(dc.document_model, item)
-        assert known.table.metadata["stemdl"]["atoms"] == 400
-        assert len(dc.document_model.get_display_item_for_data_item(item).graphics) == marks.MOST_MARKS
-        assert len(dc.document_model.data_items) == 4
-        assert running.status.dropped == 0
-        assert memory[-1] - memory[0] < 30
-        # The first step makes the marks; each later one moves them.
-        assert np.percentile(steps, 99) < 0.1, f"{max(steps):.3f} s"
-        live.stop_all()

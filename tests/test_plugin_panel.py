@@ -12,7 +12,7 @@ from nion.swift import Facade
 from nion.swift.test import TestContext
 from swift_support import add_image, annotation, done, image_with, press, select, stand_in, swift, wait_for
 
-from nionswift_plugin.stemdl import actions, adapters, computations, engine, panel, summary
+from nionswift_plugin.stemdl import actions, adapters, computations, engine, overlay, panel, summary
 from stemdl_core.calibration import PixelSize
 from stemdl_core.frames import Frame
 
@@ -26,6 +26,7 @@ def program(monkeypatch, tmp_path):
     """A test application; every test ends with Swift's own check for leaks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(engine, "analyze", stand_in)
+    monkeypatch.setattr(overlay, "TARGET_PX", 128)  # small pictures: what is drawn is tested elsewhere
     engine.recent.clear()
     computations.register()
     actions.register()

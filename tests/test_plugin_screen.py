@@ -139,6 +139,13 @@ def test_live_on_the_simulated_microscope_in_the_real_program(screen, tmp_path):
     assert 0 <= seen - analysed - dropped <= 2
     assert 0 < age_s < 60
     assert report["items"] == 4
+    frames, tracks, error, items = report["tracking"]
+    assert error == ""
+    assert frames >= 12
+    assert tracks >= 1 or not has_model()
+    assert items == 8
+    assert any("armed" in line for line in report["log"])
+    assert (folder / "track.png").stat().st_size > 20_000
 
 
 def has_model() -> bool:

@@ -21,6 +21,7 @@ from nionswift_plugin.stemdl import (
     engine,
     export,
     live,
+    overlay,
     panel,
     plots,
     scanning,
@@ -40,6 +41,7 @@ def program(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(engine, "analyze", lattice_stand_in)
     monkeypatch.setattr(session, "_PICTURE_S", 0.0)
+    monkeypatch.setattr(overlay, "TARGET_PX", 128)  # small pictures: what is drawn is tested elsewhere
     engine.recent.clear()
     computations.register()
     actions.register()
@@ -100,12 +102,12 @@ def test_start_pause_go_on_stop_from_the_panel(scan):
             beam.frames(6, (64, 64))
             wait_for(lambda: run.status.frames == 6, dc)
             assert run.status.tracks == 1
-            assert str(run.status) == "Tracking: 6 frames, 1 defects, 0 events"
+            assert str(run.status) == "Tracking: frames 6, defects 1, events 0"
             assert handler.tracks.state.value == str(run.status)
             items = len(dc.document_model.data_items)
             assert items == 4 + 4, "overlay and two tables; trajectories, tracks and two lines"
             assert {i.category for i in dc.document_model.data_items} == {"temporary"}
-            assert run.counts.data.tolist() == [[1.0] * 6]
+            assert run.counts.data.tolist() == [[0.0] + [1.0] * 5], "a second reading confirms it"
             display_item = dc.document_model.get_display_item_for_data_item(run.counts)
             assert display_item.used_display_type == "line_plot"
 

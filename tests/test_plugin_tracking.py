@@ -30,6 +30,7 @@ def program(monkeypatch, tmp_path):
     """A test application; every test ends with Swift's own check for leaks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(engine, "analyze", lattice_stand_in)
+    monkeypatch.setattr(overlay, "TARGET_PX", 128)  # small pictures: what is drawn is tested elsewhere
     engine.recent.clear()
     computations.register()
     actions.register()

@@ -7,6 +7,7 @@ import typing
 
 from nion.swift import Panel, Workspace
 from nion.ui import Declarative
+from nion.utils import Model
 
 from . import actions, computations, live, preferences
 from .panel_atoms import AtomsSection, line
@@ -34,6 +35,8 @@ class PanelHandler(Declarative.Handler):
         self.tracks = TracksSection(document_controller)
         self.edit = EditSection(document_controller, self.atoms)
         self.steer = SteeringSection()
+        #: The page in front.
+        self.page = Model.PropertyModel[int](0)
         for section in (self.atoms, self.tracks, self.edit, self.steer):
             for name in section.callbacks:
                 setattr(self, name, getattr(section, name))
@@ -64,7 +67,7 @@ class PanelHandler(Declarative.Handler):
 
         def button(text: str, clicked: str, tip: str, **properties: typing.Any) -> Declarative.UIDescription:
             return u.create_push_button(
-                text=text, on_clicked=clicked, width=96, min_height=30, tool_tip=tip, **properties
+                text=text, on_clicked=clicked, width=92, min_height=30, tool_tip=tip, **properties
             )
 
         column = u.create_column(
@@ -106,6 +109,7 @@ class PanelHandler(Declarative.Handler):
                 u.create_tab(_("Tracks"), self.tracks.view(u)),
                 u.create_tab(_("Correct"), self.edit.view(u)),
                 u.create_tab(_("Steer"), self.steer.view(u)),
+                current_index="@binding(page.value)",
             ),
             u.create_row(
                 u.create_push_button(
@@ -117,7 +121,7 @@ class PanelHandler(Declarative.Handler):
                 u.create_stretch(),
             ),
             spacing=6,
-            margin=6,
+            margin=4,
         )
         return u.create_scroll_area(column)
 

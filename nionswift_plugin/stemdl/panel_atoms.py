@@ -18,7 +18,8 @@ if typing.TYPE_CHECKING:
 
 _ = gettext.gettext
 
-WIDTH = 300
+#: Width of what stands on the pages, for a panel of 320 px with its borders and a scroll bar.
+WIDTH = 262
 DRAWN = (("atoms", _("Atoms")), ("bonds", _("Bonds")), ("defects", _("Outlines")), ("names", _("Names")))
 
 
@@ -83,7 +84,7 @@ class AtomsSection:
             line(u, "@binding(atoms.names.value)"),
             line(u, "@binding(atoms.scale.value)"),
             line(u, "@binding(atoms.warnings.value)", color="#B35900"),
-            u.create_row(*checks, u.create_stretch(), spacing=8),
+            u.create_row(*checks, u.create_stretch(), spacing=4),
             u.create_list_box(
                 items_ref="@binding(atoms.defects.value)",
                 current_index="@binding(atoms.defect_index.value)",
@@ -91,7 +92,7 @@ class AtomsSection:
                 min_width=WIDTH,
             ),
             line(u, "@binding(atoms.detail.value)"),
-            u.create_row(u.create_image(image="@binding(atoms.picture.value)", width=290, height=190),
+            u.create_row(u.create_image(image="@binding(atoms.picture.value)", width=262, height=172),
                          u.create_stretch()),
             u.create_stretch(),
             spacing=6,

@@ -42,7 +42,7 @@ class EditSection:
 
         def button(text: str, clicked: str, enabled: str, tip: str) -> Declarative.UIDescription:
             return u.create_push_button(
-                text=text, on_clicked=clicked, enabled=f"@binding(edit.{enabled}.value)", width=96, tool_tip=tip
+                text=text, on_clicked=clicked, enabled=f"@binding(edit.{enabled}.value)", width=84, tool_tip=tip
             )
 
         return u.create_column(
@@ -62,7 +62,7 @@ class EditSection:
                 spacing=8,
             ),
             u.create_row(
-                u.create_line_edit(text="@binding(edit.name.value)", width=186,
+                u.create_line_edit(text="@binding(edit.name.value)", width=166,
                                    placeholder_text=_("Right name of the defect")),
                 button(_("Rename"), "rename_clicked", "can_edit", _("Give the chosen defect this name")),
                 u.create_stretch(),

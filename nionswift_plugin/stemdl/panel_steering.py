@@ -46,8 +46,8 @@ class SteeringSection:
 
         def field(label: str, name: str, unit: str) -> Declarative.UIDescription:
             return u.create_row(
-                u.create_label(text=label, width=130),
-                u.create_line_edit(text=f"@binding(steer.{name}.value)", width=80),
+                u.create_label(text=label, width=120),
+                u.create_line_edit(text=f"@binding(steer.{name}.value)", width=76),
                 u.create_label(text=unit),
                 u.create_stretch(),
                 spacing=6,

@@ -82,7 +82,8 @@ class Series:
                 Calibration.Calibration(),
                 Calibration.Calibration(float(self.first + shown), 1.0, "frames"),
             ],
-            data_descriptor=DataAndMetadata.DataDescriptor(False, 1, 1),
+            # Rows of a two-dimensional datum become lines of one plot; of a collection, Swift shows one alone.
+            data_descriptor=DataAndMetadata.DataDescriptor(False, 0, 2),
             metadata={adapters.METADATA_KEY: {"plot": adapters.SCHEMA, "labels": list(self.labels)}},
         )
 
@@ -148,7 +149,7 @@ def show_as_lines(display_item: DisplayItem.DisplayItem, labels: typing.Sequence
         display_item.display_type = None
         display_item.display_type = "line_plot"
         display_item.set_display_property("legend_position", "top-right" if labels else None)
-    for index, label in enumerate(labels):
+    for index, label in enumerate(labels[: len(display_item.display_layers)]):
         colour = COLOURS[index % len(COLOURS)]
         for name, value in (("label", label), ("stroke_color", colour), ("fill_color", None)):
             if display_item.get_display_layer_property(index, name) != value:

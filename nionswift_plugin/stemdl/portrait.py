@@ -8,7 +8,7 @@ import numpy
 
 from . import adapters, overlay
 
-SIZE_PX = (190, 290)
+SIZE_PX = (172, 262)
 _PAPER = 30
 _BOND_RGB, _TEXT_RGB = (200, 208, 216), (240, 240, 240)
 

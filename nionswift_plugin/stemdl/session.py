@@ -57,7 +57,7 @@ class Status:
         if self.error:
             return self.error
         states = {"running": _("Tracking"), "paused": _("Paused"), "stopped": _("Stopped")}
-        text = _("{}: {} frames, {} defects, {} events").format(
+        text = _("{}: frames {}, defects {}, events {}").format(
             states[self.state], self.frames, self.tracks, self.events
         )
         return text + (_(", {} left out").format(self.left_out) if self.left_out else "")

@@ -161,7 +161,12 @@ class Steering:
         if not self.__armed:
             return
         situation = situation_of(frame, analysis, self.limits.beam_pa)
-        move = self.decide(situation)
+        try:
+            move = self.decide(situation)
+        except Exception as error:
+            # A rule that fails must not go on moving a microscope.
+            self.disarm(_("the rule failed: {}").format(error))
+            return
         if getattr(self.decide, "chosen", move) is not None:
             self.dose_e_per_nm2 += situation.dose_e_per_nm2
         if self.dose_e_per_nm2 > self.limits.dose_e_per_nm2:

@@ -98,8 +98,16 @@ async def annotate_undo_redo(window: Any, report: dict[str, Any]) -> None:
     report["metadata"] = dict(table.metadata["stemdl"])
     report["overlay_shape"] = overlay.data.shape
     report["marks"] = [mark.label for mark in display_item.graphics]
+    dock = window.find_dock_panel(panel.PANEL_ID)
+    dock.handler.atoms.defect_index.value = 0
     await asyncio.sleep(8)  # Swift draws on threads of its own
     await picture("annotated.png")
+    dock.handler.page.value = 2
+    dock.handler.edit_clicked(None)
+    await asyncio.sleep(4)
+    await picture("correct.png")
+    dock.handler.discard_clicked(None)
+    dock.handler.page.value = 0
     window.handle_undo()
     await asyncio.sleep(1)
     report["after_undo"] = [len(model.data_items), len(model.computations), len(display_item.graphics)]
@@ -112,7 +120,7 @@ async def follow_the_scan(window: Any, report: dict[str, Any]) -> None:
     """Start the simulated microscope's scan as its panel does, press the button, wait, photograph."""
     from nion.instrumentation import HardwareSource
 
-    from nionswift_plugin.stemdl import live, microscope, panel
+    from nionswift_plugin.stemdl import live, microscope, panel, session
 
     if os.environ.get("STEMDL_STAND_IN"):
         from swift_support import stand_in
@@ -152,8 +160,25 @@ async def follow_the_scan(window: Any, report: dict[str, Any]) -> None:
     report["frames_per_s"] = (status.seen - first.seen) / (time.perf_counter() - start)
     report["status"] = [status.seen, status.analysed, status.dropped, status.age_s, status.error]
     report["items"] = len(model.data_items)
-    await asyncio.sleep(1)
+    dock = window.find_dock_panel(panel.PANEL_ID)
+    dock.handler.atoms.defect_index.value = 0
+    await asyncio.sleep(2)
     await picture("live.png")
+    dock.handler.track_clicked(None)
+    dock.handler.page.value = 1
+    run_ = session.find(item)
+    while run_.status.frames < 12:
+        await asyncio.sleep(0.1)
+    report["tracking"] = [run_.status.frames, run_.status.tracks, run_.status.error, len(model.data_items)]
+    await asyncio.sleep(2)
+    await picture("track.png")
+    dock.handler.page.value = 3
+    dock.handler.steer.armed.value = True
+    for _ in range(60):
+        await asyncio.sleep(0.1)
+    report["log"] = list(dock.handler.steer.log.value)
+    await picture("steer.png")
+    dock.handler.steer.armed.value = False
     scan.abort_playing()
 
 
