@@ -26,13 +26,19 @@ from .sites import Sites
 #: Log-odds against an odd arrangement; reached when some twelve atoms have rings other than hexagons around them.
 ODD, ODD_ATOMS = 8.0, 12.0
 #: Log-odds against every bond too many, and in favour of what the network has seen.
-CROWDED, SEEN = 4.0, 2.0
+CROWDED, SEEN = 4.0, 1.0
+#: Log-odds against each change within so many host bonds of a dopant.
+BESIDE, BESIDE_REACH = 7.0, 2.0
 #: By how much a changed arrangement has to be more probable than the found one.
 DECISIVE = 1.5
 #: Changes that lose more than this before anything relaxes are not looked into.
 PROMISING = -8.0
+#: An atom that is found so far from where it was [host bonds] is refined again from there.
+MOVED = 0.22
 #: A host column fainter than this part of its neighbours and by so many standard deviations is looked at again.
 FAINT, FAINT_Z = 0.62, 2.0
+#: So are columns whose error of position is so many times the usual one, or which the network is not sure of.
+DOUBTFUL, UNSURE = 1.5, 0.7
 #: Residual variance over the expected one beyond which nothing is decided: noise is shared between pixels.
 WORST_MISFIT = 6.0
 #: Radius of the part that is rearranged, added margin in which atoms may follow, and largest part [nm].
@@ -40,7 +46,7 @@ CORE_NM, MARGIN_NM, LARGEST_NM = 0.26, 0.14, 0.62
 #: Nearer to the border than this nothing is looked at [nm].
 BORDER_NM = 0.22
 #: Most places of one frame that are looked at, and most changes in a row at one place.
-MOST_PLACES, MOST_CHANGES = 12, 4
+MOST_PLACES, MOST_CHANGES = 16, 4
 
 
 @dataclass(frozen=True)
@@ -104,16 +110,20 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
     heights = _heights(graph, refined)
     if heights is None:
         return Revision(keep, none, np.zeros(0), none)
+    altered: list[_Place] = []
     counts = Counts(image, valid, refined, imaging, graph.pixel_size)
     for place in _places(graph, graph.pixel_size.to_nm(vacancies_px).reshape(-1, 2)):
+        if any(math.dist(place.center, c.center) < place.radius + c.radius + MARGIN_NM for c in altered):
+            # What is about to change here is judged by what was found before: not twice.
+            continue
         search = _Search(counts, graph, heights, place)
         found = search.best()
         holes += search.empty
         if found is None:
             continue
-        here = search.own[~np.isin(search.own, found.atoms.origin)]
-        keep[here] = False
-        new = found.atoms.origin < 0
+        altered.append(place)
+        new = search.replaced(found)
+        keep[search.own[~np.isin(search.own, found.atoms.origin[~new])]] = False
         for yx in found.atoms.yx_nm[new]:
             if not added or np.min(np.hypot(*(np.array(added) - yx).T)) > 0.5 * search.host:
                 added.append(yx)
@@ -141,6 +151,15 @@ def _places(graph: AtomGraph, holes: Array) -> list[_Place]:
     places: list[_Place] = []
     yx = graph.yx_nm
     faces = graph.faces
+    inner = ~graph.sites.edge & ~graph.foreign
+    intensity, sigma = graph.sites.intensity, graph.sites.intensity_sigma
+    # A misfit of the picture around a column widens its error of position.
+    doubtful = inner & (graph.sites.sigma_pm > DOUBTFUL * np.nanmedian(graph.sites.sigma_pm))
+    faint = inner & (intensity < FAINT) & (intensity + FAINT_Z * np.hypot(sigma, 0.08) < 1.0)
+    strange = np.flatnonzero(faint | doubtful | (inner & ((graph.degree != 3) | (graph.sites.score < UNSURE)))).tolist()
+    strange.sort(key=lambda i: float(intensity[i]) if np.isfinite(intensity[i]) else 1.0)
+    places += [_Place(yx[i], CORE_NM) for i in strange]
+    places += [_Place(at, CORE_NM) for at in holes]
     odd = graph.inside & (faces.size != 6)
     for group in group_faces(graph, np.flatnonzero(odd).tolist()):
         atoms = np.unique([a for f in group for a in faces.nodes(f)])
@@ -150,13 +169,6 @@ def _places(graph: AtomGraph, holes: Array) -> list[_Place]:
             places.append(_Place(center, max(CORE_NM, extent - 0.10)))
         else:
             places += [_Place(yx[faces.nodes(f)].mean(axis=0), CORE_NM) for f in group]
-    inner = ~graph.sites.edge & ~graph.foreign
-    intensity, sigma = graph.sites.intensity, graph.sites.intensity_sigma
-    faint = inner & (intensity < FAINT) & (intensity + FAINT_Z * np.hypot(sigma, 0.08) < 1.0)
-    strange = np.flatnonzero(faint | (inner & (graph.degree != 3))).tolist()
-    strange.sort(key=lambda i: float(intensity[i]) if np.isfinite(intensity[i]) else 1.0)
-    places += [_Place(yx[i], CORE_NM) for i in strange]
-    places += [_Place(at, CORE_NM) for at in holes]
     chosen: list[_Place] = []
     # Atoms at the border make no defect.
     border = BORDER_NM / graph.pixel_size.nm
@@ -179,7 +191,7 @@ class _Search:
         self.certainty = 0.5
         self.empty: list[Array] = []
         reach = place.radius + MARGIN_NM
-        self.patch: Patch = counts.patch(place.center, reach + 2.2 * counts.sigma_nm)
+        self.patch = Patch(counts, place.center, reach + 2.2 * counts.sigma_nm)
         near = np.array(graph.tree.query_ball_point(place.center, reach + 4.5 * counts.sigma_nm + 0.25), dtype=np.int64)
         distance = np.hypot(*(graph.yx_nm[near] - place.center).T)
         own = ~graph.foreign[near] & (distance < 1.0)
@@ -204,9 +216,17 @@ class _Search:
                     best, top = other, its
         self._note_holes(best, lattice)
         if best is now or top < first + DECISIVE:
-            return None
+            # The same atoms, but not where they were found: a turned bond drawn as if it were not.
+            return now if self.replaced(now).any() else None
         self.certainty = 1.0 / (1.0 + math.exp(-min(top - first, 30.0)))
         return best
+
+    def replaced(self, fitted: Fitted) -> NDArray[np.bool_]:
+        """(N,) atoms that were put there, or that belong elsewhere than where they were found."""
+        atoms = fitted.atoms
+        known = atoms.origin >= 0
+        gone = np.hypot(*(atoms.yx_nm - self.graph.yx_nm[atoms.origin]).T) > MOVED * self.host
+        return ~known | (gone & atoms.free & ~atoms.dopant)
 
     def _fit(self, atoms: Arrangement, iterations: int = 4) -> Fitted:
         return self.patch.fit(atoms, unit=self.unit, host_nm=self.host, iterations=iterations)
@@ -232,7 +252,16 @@ class _Search:
         hexagons = np.bincount(faces.start, weights=((faces.size == 6) & (faces.area > 0))[faces.face],
                                minlength=len(yx))
         odd = float((3.0 - hexagons)[inner & ~dopant_near].clip(0).sum())
-        return ODD * (1.0 - math.exp(-odd / ODD_ATOMS)) + CROWDED * crowded + 2.0 * lonely
+        return ODD * (1.0 - math.exp(-odd / ODD_ATOMS)) + CROWDED * crowded + 2.0 * lonely + self._beside(atoms)
+
+    def _beside(self, atoms: Arrangement) -> float:
+        """Log-odds against changes beside a dopant, whose light covers what stands there."""
+        if not atoms.dopant.any():
+            return 0.0
+        bright = cKDTree(self.start.yx_nm[self.start.dopant])
+        gone = self.start.yx_nm[~np.isin(self.start.origin, atoms.origin)]
+        changed = np.concatenate([gone, atoms.yx_nm[atoms.origin < 0]])
+        return BESIDE * float((bright.query(changed)[0] < BESIDE_REACH * self.host).sum()) if len(changed) else 0.0
 
     # --- moves
 
