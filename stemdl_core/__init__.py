@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .errors import StemdlError
     from .frames import Frame, FrameSequence
     from .io import read_frame, read_sequence
+    from .movies import MovieTracker
     from .pipeline import analyze_frame, analyze_sequence
     from .sites import Sites
     from .tracking import Tracker, Tracks, track
@@ -25,7 +26,7 @@ _HOME = {
     "Bonds": "analysis", "Defect": "analysis", "Defects": "analysis", "FrameAnalysis": "analysis",
     "PixelSize": "calibration", "StemdlError": "errors", "Frame": "frames", "FrameSequence": "frames",
     "read_frame": "io", "read_sequence": "io", "analyze_frame": "pipeline", "analyze_sequence": "pipeline",
-    "Sites": "sites", "Tracker": "tracking", "Tracks": "tracking", "track": "tracking",
+    "MovieTracker": "movies", "Sites": "sites", "Tracker": "tracking", "Tracks": "tracking", "track": "tracking",
     "Model": "weights", "ModelCard": "weights", "list_models": "weights", "load_model": "weights",
 }
 

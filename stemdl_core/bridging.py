@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ class Shown:
         Matrix that turns positions (y, x) as rows from nm into pixels.
     blind : bool
         Nothing in the frame told on which branch of the lattice the drift is, but the steps before.
+    within_nm : (2,) float64, optional
+        Drift from the first to the last line, relative to that in the first frame [nm]; None where not known.
     """
 
     frame: int
@@ -37,27 +39,11 @@ class Shown:
     aside_nm: NDArray[np.float64]
     px_per_nm: NDArray[np.float64]
     blind: bool = False
+    within_nm: NDArray[np.float64] | None = None
 
     def px(self, yx_nm: NDArray[np.float64]) -> NDArray[np.float64]:
         """Position in the image [px] of a point of the specimen [nm]."""
         return (yx_nm + self.drift_nm - self.aside_nm) @ self.px_per_nm
-
-
-def settle_blind(shown: list[Shown], basis_nm: NDArray[np.float64]) -> list[Shown]:
-    """Blind frames on the branch that lies nearest to the way between the frames before and after them."""
-    settled, sighted = list(shown), [k for k, s in enumerate(shown) if not s.blind]
-    inverse = np.linalg.inv(basis_nm)
-    for a, b in zip(sighted, sighted[1:]):
-        for k in range(a + 1, b):
-            way = (shown[k].frame - shown[a].frame) / (shown[b].frame - shown[a].frame)
-            expected = shown[a].drift_nm + way * (shown[b].drift_nm - shown[a].drift_nm)
-            off = shown[k].drift_nm - expected
-            cells = np.rint(off @ inverse)
-            nearby = cells + np.stack(np.meshgrid(*[(-1, 0, 1)] * 2), axis=-1).reshape(-1, 2)
-            left = off - nearby @ basis_nm
-            best = left[np.linalg.norm(left, axis=1).argmin()]
-            settled[k] = replace(shown[k], drift_nm=expected + best)
-    return settled
 
 
 def bridge(

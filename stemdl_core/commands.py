@@ -146,7 +146,7 @@ def track(args: Namespace) -> None:
     say(
         args.quiet,
         f"written to    {folder}/: overlay.gif, timeline.png, trajectories.csv, events.csv, drift.csv, "
-        "analysis.jsonl",
+        "statistics.json, analysis.jsonl" + (", events.png" if len(tracks.events) else ""),
     )
 
 

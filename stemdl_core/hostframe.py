@@ -205,6 +205,11 @@ class SpecimenFrame:
         return float(self._spreads.min() if self._between is not None else self._spreads[0])
 
     @property
+    def within_nm(self) -> NDArray[np.float64] | None:
+        """What `look` was told of the newest frame."""
+        return self._within
+
+    @property
     def _between(self) -> NDArray[np.float64] | None:
         """Drift from the middle of the last frame to that of the newest, by the shear of both [nm]."""
         if self._within is None or self._within_before is None:

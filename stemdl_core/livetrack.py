@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .events import Change, TrackHistory
 from .observations import Observation
+from .trajectories import Event
 
 #: What is kept of every reading.
 COLUMNS: tuple[str, ...] = (
@@ -77,3 +78,48 @@ def weight(seen: Observation) -> float:
         return max(seen.score, 0.3)
     # Odd rings without a name are what noise makes of a perfect lattice.
     return 0.5 if seen.name == "unknown" else max(seen.names[seen.name], 0.3)
+
+
+@dataclass(frozen=True)
+class Current:
+    """A track as the newest frame shows it.
+
+    Parameters
+    ----------
+    track_id : int
+    name : str
+        Most probable type given the frames up to now.
+    yx_px, yx_nm : (2,) float64
+        Position in the image [px] and in the specimen's frame [nm].
+    orientation_deg : float
+    """
+
+    track_id: int
+    name: str
+    yx_px: NDArray[np.float64]
+    yx_nm: NDArray[np.float64]
+    orientation_deg: float
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one frame brought.
+
+    Parameters
+    ----------
+    frame : int
+    drift_nm : (2,) float64
+        Displacement of the specimen since the first frame (y, x) [nm].
+    tracks : tuple of Current
+        Tracks seen in this frame.
+    events : tuple of Event
+        Events that this frame decided; they may have happened some frames earlier.
+    fault : str or None
+        Why the frame was not used.
+    """
+
+    frame: int
+    drift_nm: NDArray[np.float64]
+    tracks: tuple[Current, ...] = ()
+    events: tuple[Event, ...] = ()
+    fault: str | None = None

@@ -4,71 +4,30 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .analysis import FrameAnalysis
-from .bridging import Shown, bridge, settle_blind
+from .branches import corrected, find_corrections, settle_blind, straightened
+from .bridging import Shown, bridge
 from .errors import StemdlError
 from .hostframe import HostLattice, SpecimenFrame, host_lattice
 from .linking import Linked, Target, TrackSettings, birth_costs, chemistry_costs, link
+from .livetrack import Current, Update
 from .materials import Material, get_material
 from .observations import Observation, faint_sites, observe
 from .roster import COLUMNS, LiveTrack, Moment, Roster
 from .trajectories import Drift, Event, Events, Tracks
 
+__all__ = ["Current", "Tracker", "Tracks", "Update", "track"]
+
 #: Frames that have lost this much of this many atoms are bad; after so many in a row the specimen has.
 _LATTICE_ATOMS, _REAL_LOSS = 20.0, 12
 #: Host atoms that show the shear of a frame well enough, and tracks beyond which far branches are not tried.
 _SHEAR_SITES, _CROWD = 40, 30
-
-
-@dataclass(frozen=True)
-class Current:
-    """A track as the newest frame shows it.
-
-    Parameters
-    ----------
-    track_id : int
-    name : str
-        Most probable type given the frames up to now.
-    yx_px, yx_nm : (2,) float64
-        Position in the image [px] and in the specimen's frame [nm].
-    orientation_deg : float
-    """
-
-    track_id: int
-    name: str
-    yx_px: NDArray[np.float64]
-    yx_nm: NDArray[np.float64]
-    orientation_deg: float
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one frame brought.
-
-    Parameters
-    ----------
-    frame : int
-    drift_nm : (2,) float64
-        Displacement of the specimen since the first frame (y, x) [nm].
-    tracks : tuple of Current
-        Tracks seen in this frame.
-    events : tuple of Event
-        Events that this frame decided; they may have happened some frames earlier.
-    fault : str or None
-        Why the frame was not used.
-    """
-
-    frame: int
-    drift_nm: NDArray[np.float64]
-    tracks: tuple[Current, ...] = ()
-    events: tuple[Event, ...] = ()
-    fault: str | None = None
 
 
 class Tracker:
@@ -169,7 +128,8 @@ class Tracker:
         time_s = float("nan") if analysis.time_s is None else analysis.time_s
         matrix = np.linalg.inv(analysis.pixel_size.matrix).T
         blind = drift_nm is None and not certain and not linked.pairs
-        self._shown.append(Shown(analysis.frame, time_s, self._specimen.drift_nm.copy(), aside, matrix, blind))
+        at = self._specimen.drift_nm.copy()
+        self._shown.append(Shown(analysis.frame, time_s, at, aside, matrix, blind, self._specimen.within_nm))
         told = len(roster.events)
         taken = {id(targets[i]): j for i, j in linked.pairs}
         free = set(range(len(certain))) - set(taken.values())
@@ -346,7 +306,11 @@ class Tracker:
             every, events = self._roster.finish(), self._roster.events
         rows: dict[str, list[Any]] = {k: [] for k in (*COLUMNS, "track_id", "name")}
         if self._specimen.reference is not None:
-            self._shown = settle_blind(self._shown, self._specimen.reference.basis_nm)
+            basis = self._specimen.reference.basis_nm
+            self._shown = settle_blind(self._shown, basis)
+            columns = [t.rows for t in every]
+            wrong = find_corrections(self._shown, basis, columns)
+            self._shown, events = corrected(wrong, self._shown, columns, events)
         shown = {s.frame: s for s in self._shown}
         order = {s.frame: k for k, s in enumerate(self._shown)}
         for track in every:
@@ -367,11 +331,7 @@ class Tracker:
             # The first frame may be sheared by drift within it: the mean of all frames is the better measure.
             straight = np.linalg.inv(reference.basis_nm) @ (self._basis_sum / self._basis_count)
             middle = self._middle
-        drift = np.array([s.drift_nm for s in self._shown]).reshape(-1, 2) @ straight
-        if rows["y_nm"]:
-            places = middle + (np.stack([rows["y_nm"], rows["x_nm"]], axis=1) - middle) @ straight
-            rows["y_nm"], rows["x_nm"] = places.T.tolist()
-        events = [replace(e, step_nm=tuple((np.array(e.step_nm) @ straight).tolist())) for e in events]
+        drift, events = straightened(straight, middle, rows, self._shown, events)
         return Tracks.from_rows(
             rows,
             drift=Drift(np.array(self._frames), drift[:, 0], drift[:, 1]),
