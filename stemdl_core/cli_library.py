@@ -40,6 +40,7 @@ def add_library(commands: Any) -> None:
     build.add_argument("files", type=Path, nargs="+", metavar="FILE", help="images and movies")
     build.add_argument("--out", type=Path, metavar="DIR", help="the library (default: your own, which annotate uses); "
                        "names in an existing one are kept")
+    build.add_argument("--corrections", type=Path, metavar="FILE", help="CSV or JSON of corrected atoms, applied first")
     build.add_argument("--frames", type=count, metavar="N", help="at most so many frames of each movie, evenly spread")
     _calibration(build)
     _model(build)

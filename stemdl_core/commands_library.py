@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .commands import check_element, progress_bar, say
+from .corrections import apply_corrections, by_frame, read_corrections
 from .errors import ReadError, StemdlError
 from .io import read_frame, read_sequence
 from .library import build_library, default_library_folder
@@ -82,13 +83,19 @@ def _build(args: Namespace) -> None:
 
     folder = args.out or default_library_folder()
     previous = load_library(folder) if (folder / FILE).is_file() else None
+    given = [] if args.corrections is None else read_corrections(args.corrections)
+    corrected = {(Path(source).name, number): group for (source, number), group in by_frame(given)}
     kept: list[tuple[Frame, FrameAnalysis]] = []
 
     def items() -> Iterator[tuple[str, Frame, FrameAnalysis]]:
         for item in analysed(args.files, args, quiet=args.quiet, most=args.frames):
+            source, frame, analysis = item
+            group = corrected.get((Path(source).name, analysis.frame))
+            if group is not None:
+                analysis = apply_corrections(analysis, group)
             if len(kept) < MOST_FRAMES:
-                kept.append(item[1:])
-            yield item
+                kept.append((frame, analysis))
+            yield source, frame, analysis
 
     with progress_bar(None, "sorting", quiet=args.quiet) as bar:
         result = build_library(items(), previous=previous, progress=lambda done, total: bar.update(done - bar.n))

@@ -30,7 +30,7 @@ from .weights import Model
 
 #: Half a side of the map, what lies beyond it and still reaches the network's decision, spacing of the spots and
 #: their radius (standard deviation) [nm].
-WINDOW_NM, REACH_NM, STRIDE_NM, SPOT_NM = 0.56, 0.44, 0.04, 0.035
+WINDOW_NM, REACH_NM, STRIDE_NM, SPOT_NM = 0.44, 0.36, 0.04, 0.035
 #: Spots that go through the network at a time.
 BATCH = 64
 

@@ -46,7 +46,7 @@ class Schedule:
     steps: int
     minutes: float
     batch: int = 16
-    learning_rate: float = 8e-4
+    learning_rate: float = 1.5e-3
     shares: tuple[float, ...] = (0.5, 0.5)
 
 
@@ -110,7 +110,8 @@ def fine_tune(parent: Path, sets: Sequence[Arrays], work: Path, schedule: Schedu
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
         step += 1
-        decay = min(0.98, 1.0 - 1.0 / (step + 1))
+        # Over about the last quarter of what was done: neither a single step nor the parent.
+        decay = min(0.98, max(0.0, 1.0 - 4.0 / (step + 3)))
         with torch.no_grad():
             for key, value in network.state_dict().items():
                 if value.dtype.is_floating_point:

@@ -92,7 +92,8 @@ class Library:
         for c in self.classes:
             if c.id.lower() == wanted.lower():
                 return c
-        hits = [c for c in self.classes if c.name == wanted] or [c for c in self.shown() if c.label == wanted]
+        hits = [c for c in self.classes if c.name == wanted] or [c for c in self.shown() if c.label == wanted] \
+            or [c for c in self.classes if c.label == wanted]
         if len(hits) == 1:
             return hits[0]
         known = ", ".join(c.id for c in self.classes[:12]) or "none"

@@ -38,6 +38,10 @@ from .weights import load_model, read_card, save_model, write_card
 
 #: Seed of the standard simulated set: the same for every version, and of no training.
 STANDARD_SEED = 4711
+#: At least this part of the corrections has to be borne out by their images.
+LEAST_SUPPORTED = 0.75
+#: Fewer steps teach nothing, however few the examples.
+FEWEST_STEPS = 60
 #: Numbers of original training frames start here: not the ones that the parent was trained on.
 _FRESH = 20_000_000
 
@@ -144,6 +148,9 @@ def retrain(parent: Path, folder: Path, *, library: Library | None = None, which
     notes += list(crops.unused)
     if not found and not len(crops):
         raise StemdlError("nothing to learn from: name classes of the library, or give corrections of atoms")
+    if not _believable(crops):
+        verdict = _unsupported(crops)
+        return Outcome(verdict, None, Scores(), Scores(), tuple(notes))
     measured = Measured.from_dict(library.conditions) if library is not None and library.conditions else None
     identity = _identity(card.sha256, library, found, corrections, settings)
     work = folder.with_name(f".{folder.name}-work")
@@ -154,7 +161,7 @@ def retrain(parent: Path, folder: Path, *, library: Library | None = None, which
     if sets is None:
         return None
     total = sum(len(s[0]) for s in sets[:2])
-    steps = max(int(settings.passes * total / 16), 4)
+    steps = max(int(settings.passes * total / 16), FEWEST_STEPS)
     shares = (0.5, 0.4, 0.1) if found else (0.0, 0.65, 0.35)
     weights = {str(n): float(w) for n, w in recipe.class_weights}
     network = fine_tune(parent, sets, work, Schedule(steps, settings.minutes, shares=shares), identity=identity,
@@ -189,6 +196,18 @@ def retrain(parent: Path, folder: Path, *, library: Library | None = None, which
     candidate.rename(folder)
     shutil.rmtree(work, ignore_errors=True)
     return Outcome(verdict, folder, *scores, tuple(notes))
+
+
+def _believable(crops: Crops) -> bool:
+    return float(np.mean(crops.supported)) >= LEAST_SUPPORTED if crops.supported else True
+
+
+def _unsupported(crops: Crops) -> Verdict:
+    """Turned down before any training: the images contradict the corrections."""
+    good, total = sum(crops.supported), len(crops.supported)
+    row = {"part": "new", "measure": "new: corrections the image supports", "before": good / total,
+           "after": float("nan"), "cases": total, "verdict": "too few"}
+    return Verdict(False, f"the images contradict {total - good} of {total} corrections", (row,))
 
 
 def standard_set(materials: Sequence[str], count: int) -> Iterable[SimulatedFrame]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 from .analysis import FrameAnalysis
 from .corrections import Correction, apply_corrections
@@ -17,7 +18,8 @@ from .errors import StemdlError
 from .frames import Frame
 from .imaging_conditions import Measured
 from .library_store import Library
-from .materials import get_material
+from .materials import element, get_material
+from .planar import find_faces
 from .preprocess import mend, model_shape, resample, standardise, to_model_px
 from .simulate.dataset import SimulatedFrame, draw_conditions, simulate_frame, training_pair
 from .simulate.found import found_template
@@ -76,7 +78,7 @@ def structures(library: Library, which: Sequence[str] = ()) -> tuple[list[Struct
                     result.append(Structure(c.id, name, material.name, c.count, None, kind))
                     continue
                 patch = found_template(name, g.yx_nm, g.species, g.core, turn_rad=g.turn_rad, material=material,
-                                       missing=c.missing)
+                                       missing=c.missing, bonds=c.bonds)
                 result.append(Structure(c.id, name, material.name, c.count, patch))
             except StemdlError as error:
                 notes.append(f"{c.id} is left out: {error}")
@@ -161,12 +163,15 @@ class Crops:
         File and frame of each.
     unused : tuple of str
         What could not be used, a line each.
+    supported : tuple of bool
+        For every correction of an atom, whether the image bears it out.
     """
 
     images: NDArray[np.float16]
     targets: NDArray[np.uint8]
     origins: tuple[tuple[str, int], ...]
     unused: tuple[str, ...] = ()
+    supported: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -222,7 +227,62 @@ def corrected_crops(frame: Frame, analysis: FrameAnalysis, corrections: Sequence
         todo &= (np.abs(places - (row, column)) > 0.3 * size).any(axis=1)
     source = (frame.source or corrections[0].source, frame.index)
     unused = tuple(w for w in done.warnings if w.startswith("correction "))
-    return Crops(np.stack(images), np.stack(targets), (source,) * len(images), unused)
+    return Crops(np.stack(images), np.stack(targets), (source,) * len(images), unused,
+                 tuple(supported(frame, analysis, atoms)))
+
+
+def supported(frame: Frame, analysis: FrameAnalysis, corrections: Sequence[Correction]) -> list[bool]:
+    """For every correction of an atom, whether the image bears it out.
+
+    The level at its place (host column 1, middle of a ring 0) has to be that of what it claims: a silicon atom as dark
+    as carbon, or an atom deleted where a column shines, is a slip or worse.
+
+    Parameters
+    ----------
+    frame, analysis
+        The image, and what the model made of it.
+    corrections : sequence of Correction
+        Of this frame; renamings are left out.
+    """
+    host = get_material(analysis.material)
+    sites, bonds = analysis.sites, analysis.bonds
+    faces = find_faces(analysis.pixel_size.to_nm(sites.yx_px), bonds.a, bonds.b)
+    rings = [faces.nodes(int(f)) for f in np.flatnonzero((faces.size == 6) & (faces.area > 0))]
+    middles = np.array([sites.yx_px[r].mean(axis=0) for r in rings]).reshape(-1, 2)
+    columns = sites.yx_px[np.isin(sites.species, host.species) & ~sites.edge]
+    image = gaussian_filter(mend(frame.image).image.astype(np.float64), min(0.022 / analysis.pixel_size.nm, 8.0))
+
+    def raw(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(map_coordinates(image, points.reshape(-1, 2).T, order=1, mode="nearest"))
+
+    def level(yx: tuple[float, float]) -> float:
+        reach = 1.0 / analysis.pixel_size.nm
+        near_c = columns[np.hypot(*(columns - yx).T) < reach] if len(columns) else columns
+        near_m = middles[np.hypot(*(middles - yx).T) < reach] if len(middles) else middles
+        if len(near_c) < 4 or len(near_m) < 2:
+            return float("nan")
+        dark = float(np.median(raw(near_m)))
+        return (float(raw(np.array(yx))[0]) - dark) / max(float(np.median(raw(near_c))) - dark, 1e-9)
+
+    def heavy(symbol: str) -> bool:
+        return element(symbol) > 1.5 * max(element(s) for s in host.species)
+
+    result = []
+    for c in corrections:
+        if c.action == "rename":
+            continue
+        here = level(c.yx_px)
+        if np.isnan(here) or host.kind == "mx2":
+            result.append(True)  # too little around to judge by, or columns of very different brightness
+        elif c.action in ("add", "species"):
+            result.append(here > 1.4 if heavy(c.species) else 0.35 < here < 2.4)
+        elif c.action == "delete":
+            result.append(here < 0.65)
+        else:
+            assert c.to_y_px is not None
+            assert c.to_x_px is not None
+            result.append(level((c.to_y_px, c.to_x_px)) > here - 0.15)
+    return result
 
 
 def _target(done: FrameAnalysis, atoms: Sequence[Correction], small: tuple[int, int], shape: tuple[int, int],
@@ -266,4 +326,5 @@ def join(crops: Sequence[Crops], recipe: Recipe) -> Crops:
     if not crops:
         return Crops(np.zeros((0, size, size), np.float16), np.zeros((0, size, size), np.uint8), ())
     return Crops(np.concatenate([c.images for c in crops]), np.concatenate([c.targets for c in crops]),
-                 tuple(o for c in crops for o in c.origins), tuple(u for c in crops for u in c.unused))
+                 tuple(o for c in crops for o in c.origins), tuple(u for c in crops for u in c.unused),
+                 tuple(s for c in crops for s in c.supported))

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from perfect_scenes import PIXEL, analysis_of
 
-from stemdl_core.analysis import FrameAnalysis
-from stemdl_core.calibration import PixelSize
 from stemdl_core.corrections import (
     Correction,
     apply_corrections,
@@ -18,28 +17,9 @@ from stemdl_core.corrections import (
     read_corrections,
     write_corrections,
 )
-from stemdl_core.defects import find_defects
 from stemdl_core.errors import StemdlError
-from stemdl_core.graph import build_graph
-from stemdl_core.materials import get_material
 from stemdl_core.simulate.structures import add_defect, graphene
 from stemdl_core.sites import Sites
-
-PIXEL = PixelSize(0.01)
-
-
-def analysis_of(specimen, *, drop=(), species=None) -> FrameAnalysis:
-    """What a perfect detector would make of a specimen."""
-    side = round(specimen.fov_nm / PIXEL.nm)
-    yx = specimen.yx_nm / PIXEL.nm - 0.5
-    inside = ((yx > 0) & (yx < side - 1)).all(axis=1)
-    inside[list(drop)] = False
-    names = np.array(specimen.atoms.get_chemical_symbols()) if species is None else species
-    sites = Sites.from_columns(y_px=yx[inside, 0], x_px=yx[inside, 1], species=names[inside],
-                               sigma_pm=np.full(inside.sum(), 3.0))
-    graph = build_graph(sites, material=get_material("graphene"), pixel_size=PIXEL, shape=(side, side))
-    return FrameAnalysis(model="perfect", material="graphene", shape=(side, side), pixel_size=PIXEL,
-                         sites=graph.sites, bonds=graph.bonds, defects=find_defects(graph), rings=graph.rings)
 
 
 @pytest.fixture

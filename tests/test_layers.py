@@ -67,7 +67,9 @@ STAGES = (
         "preprocess",
     ),
     *("simulate", "network", "weights", "infer", "refine", "peaks", "lattice", "graph", "defects", "tracking"),
-    *("figures", "pipeline", "results", "cli"),
+    *("corrections", "library_environment", "library_match", "library_classes", "library_store", "library"),
+    *("pipeline", "imaging_conditions", "retrain_data", "finetune", "compare_models", "retrain", "explain"),
+    *("figures", "results", "cli"),
 )
 
 

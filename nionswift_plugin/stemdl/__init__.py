@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 
-from . import actions, computations, export, live, panel, preferences, session, steering, tracking
+from . import actions, computations, export, library_panel, live, panel, preferences, session, steering, tracking
 
 
 class StemdlExtension:
@@ -19,6 +19,7 @@ class StemdlExtension:
         computations.register()
         actions.register()
         panel.register()
+        library_panel.register()
         preferences.register()
         self.__app = getattr(Application, "app", None)
         if self.__app is not None:
@@ -32,5 +33,6 @@ class StemdlExtension:
             self.__app.unregister_menu_handler(actions.build_menu)
             self.__app = None
         preferences.unregister()
+        library_panel.unregister()
         panel.unregister()
         actions.unregister()

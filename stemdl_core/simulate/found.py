@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 
 from ..errors import StemdlError
 from ..materials import Material
+from .relax import BENDING, neighbour_angles, relax
 from .templates import Template, honeycomb_patch
 
 #: Host atoms of the found structure within this distance of a perfect site are that site, displaced [bonds].
@@ -20,12 +21,15 @@ _SAME = 0.45
 _EMPTY = 0.80
 #: Atoms nearer than this are no structure [bonds].
 _NEAREST = 0.72
+#: Bonds between host atoms shorter than this were not measured well [bonds]: strained ones keep nine tenths.
+_SHORT = 0.84
 #: Beyond the defect's own atoms, displacements fade to nothing over this distance [bonds]: there they are noise.
 _FADE = 1.8
 
 
 def found_template(name: str, yx_nm: NDArray[np.float64], species: NDArray[np.str_], core: NDArray[np.bool_], *,
-                   turn_rad: float, material: Material, missing: int) -> Template:
+                   turn_rad: float, material: Material, missing: int,
+                   bonds: NDArray[np.int64] | None = None) -> Template:
     """A mean structure as a patch for a sheet.
 
     Parameters
@@ -43,6 +47,9 @@ def found_template(name: str, yx_nm: NDArray[np.float64], species: NDArray[np.st
         The host, a honeycomb.
     missing : int
         Host atoms missing.
+    bonds : (B, 2) int64, optional
+        With them, a structure whose host atoms were measured too near each other is relaxed: neighbours that the probe
+        hardly separates pull each other in a fit.
 
     Returns
     -------
@@ -60,6 +67,8 @@ def found_template(name: str, yx_nm: NDArray[np.float64], species: NDArray[np.st
     c, s = np.cos(angle), np.sin(angle)
     yx = (yx_nm / bond) @ np.array([[c, s], [-s, c]]).T
     reach = float(np.max(np.hypot(*yx[core].T), initial=0.5))
+    if bonds is not None and len(bonds):
+        yx = _relaxed(yx, np.isin(species, material.species), bonds, reach)
     sheet = honeycomb_patch("atom", reach + 6.0)
     host = np.isin(species, material.species)
     yx = yx + _onto(sheet, yx, host & ~core, reach)
@@ -94,6 +103,25 @@ def found_template(name: str, yx_nm: NDArray[np.float64], species: NDArray[np.st
         numbers=np.array([atomic_numbers[str(species[j])] for j in extra], dtype=np.int64), added=added,
         height=np.zeros(len(extra)), members=members, center=placed[members].mean(axis=0), turned=shift,
         holes=holes.reshape(-1, 2), extent=float(np.max(np.hypot(*placed[members].T))))
+
+
+def _relaxed(yx: NDArray[np.float64], host: NDArray[np.bool_], bonds: NDArray[np.int64],
+             reach: float) -> NDArray[np.float64]:
+    """Host bonds at their natural length where some are far too short; bonds of foreign atoms stay as measured."""
+    a, b = bonds.T
+    length = np.hypot(*(yx[a] - yx[b]).T)
+    plain = host[a] & host[b]
+    if not np.any(plain & (length < _SHORT)):
+        return yx
+    angles, degree = neighbour_angles(len(yx), a, b, yx)
+    odd = ~host[angles[:, 1]]
+    bending = np.where(odd, 0.03, np.where(degree == 2, 0.5, 1.0) * BENDING)
+    none = np.zeros((0, 2), dtype=np.int64)
+    # Only atoms with all their bonds known may move; the others hold the patch in place.
+    full = np.bincount(bonds.ravel(), minlength=len(yx)) >= 3
+    return relax(yx, a=a, b=b, length=np.where(plain, 1.0, length), stiffness=np.where(plain, 1.0, 0.5), angles=angles,
+                 angle_cos=np.where(degree == 4, 0.0, -0.5), angle_stiffness=bending, apart=none,
+                 apart_length=np.zeros(0), free=(full | ~host) & (np.hypot(*yx.T) < reach + 1.0))
 
 
 def _first_sublattice(sheet: NDArray[np.float64]) -> NDArray[np.int64]:
