@@ -75,12 +75,13 @@ def frame_fault(frame: Frame, previous: Frame | Look | None = None, *, now: Look
     if np.array_equal(frame.image, before.image):
         return "duplicate of the frame before"
     now = now or look(frame)
-    if now.contrast < _BLACK * before.contrast:
+    lost = before.spots > _CLEAR and now.spots < _BLURRED * before.spots
+    # Few counts are black, too, though their contrast is that of single electrons.
+    if now.contrast < _BLACK * before.contrast or (lost and now.contrast < 3 * _BLACK * before.contrast):
         return f"black: {100 * now.contrast / before.contrast:.0f} % of the contrast of the frame before"
-    if before.spots > _CLEAR and now.spots < _BLURRED * before.spots:
-        return (
-            f"out of focus: lattice spots have {100 * now.spots / before.spots:.0f} % of their power before"
-        )
+    if lost:
+        left = max(now.spots / before.spots, 0.0)
+        return f"out of focus: lattice spots have {100 * left:.0f} % of their power before"
     return None
 
 

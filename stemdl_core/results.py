@@ -18,6 +18,7 @@ from .figures import (
     overlay,
     save_animation,
     save_figure,
+    statistics_figure,
     timeline,
     track_picture,
 )
@@ -135,6 +136,9 @@ def write_track_results(
     write_csv(folder / "drift.csv", tracks.drift.to_dataframe())
     (folder / "statistics.json").write_text(strict_json(statistics(tracks), indent=1) + "\n", encoding="utf-8")
     save_figure(timeline(tracks), folder / "timeline.png")
+    numbers = statistics_figure(tracks)
+    if numbers is not None:
+        save_figure(numbers, folder / "statistics.png")
     strips = None if pixel_nm is None else event_strips(sequence, tracks, pixel_nm=pixel_nm)
     if strips is not None:
         save_figure(strips, folder / "events.png")

@@ -28,7 +28,7 @@ from stemdl_core.weights import ModelCard, save_model
 
 FILES = {"analysis.json", "sites.csv", "defects.csv", "structure.xyz", "overlay.png"}
 TRACK_FILES = {"analysis.jsonl", "trajectories.csv", "events.csv", "drift.csv", "overlay.gif", "timeline.png",
-               "statistics.json"}
+               "statistics.json", "statistics.png"}
 COMMANDS = ("annotate", "track", "simulate", "train", "models", "bench", "demo", "swift")
 
 

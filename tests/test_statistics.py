@@ -134,3 +134,15 @@ def test_no_tracks_give_empty_tables_of_the_same_columns():
         assert len(make(empty)) == 0
     assert diffusion(empty).hops.events == 0
     assert occupancy(empty).time.size == 0
+
+
+def test_statistics_are_drawn(rng):
+    from stemdl_core.figures import statistics_figure
+
+    names = ["Si-C3"] * 6 + ["Si-C4"] * 5 + ["Si-C3"] * 9
+    figure = statistics_figure(tracks_of(names, rng.normal(0, 0.01, (20, 2))))
+    dwell, spread, places, *_ = figure.axes
+    assert [t.get_text().split("\n")[0] for t in dwell.get_yticklabels()] == ["Si-C4", "Si-C3"]
+    assert "[s]" in spread.get_xlabel()
+    assert places.images[0].get_array().sum() == pytest.approx(10.0)  # 20 frames of half a second
+    assert statistics_figure(Tracks.empty()) is None

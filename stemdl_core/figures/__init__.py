@@ -4,6 +4,7 @@ from .canvas import save_figure
 from .defect import defect_graph
 from .movie import animation_frames, save_animation, track_picture
 from .overlay import overlay
+from .statistics import statistics_figure
 from .strips import event_strips
 from .timeline import timeline
 
@@ -14,6 +15,7 @@ __all__ = [
     "overlay",
     "save_animation",
     "save_figure",
+    "statistics_figure",
     "timeline",
     "track_picture",
 ]
