@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ._version import __version__
-from .cli_library import HOMES, PARSERS
+from .cli_library import HOMES, PARSERS, add_library_option
 from .errors import StemdlError
 
 BAD_INPUT, INTERRUPTED, BROKEN = 2, 130, 1
@@ -114,15 +114,6 @@ def _model(parser: Parser) -> None:
     )
 
 
-def _library(parser: Parser) -> None:
-    parser.add_argument(
-        "--library",
-        type=Path,
-        metavar="DIR",
-        help="give defects the names of this library (default: your own, where there is one)",
-    )
-
-
 def _out(parser: Parser, default: str) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help=f"folder for the results (default: {default})"
@@ -146,7 +137,7 @@ def _annotate(commands: Any) -> None:
     _calibration(parser)
     parser.add_argument("--frame", type=whole, metavar="N", help="which frame of a sequence, from 0")
     _model(parser)
-    _library(parser)
+    add_library_option(parser)
     _out(parser, "./<stem>-stemdl")
     parser.add_argument(
         "--report", action="store_true", help="also one figure a defect, with bonds and angles"
@@ -166,7 +157,7 @@ def _track(commands: Any) -> None:
     _calibration(parser)
     parser.add_argument("--frame-time-s", type=positive, metavar="T", help="time from frame to frame [s]")
     _model(parser)
-    _library(parser)
+    add_library_option(parser)
     parser.add_argument(
         "--search-range-nm",
         type=positive,
@@ -282,10 +273,12 @@ def _bench(commands: Any) -> None:
         "bench",
         "Measure accuracy and speed on simulated images (the tables of the README).",
         "stemdl bench speed",
+        "stemdl bench --accuracy --out accuracy",
         "stemdl bench architectures --frames 20",
         "stemdl bench movies --oracle --frames 60",
     )
-    parser.add_argument("table", choices=("architectures", "dose", "movies", "speed"))
+    parser.add_argument("table", nargs="?", choices=("accuracy", "architectures", "dose", "movies", "speed"))
+    parser.add_argument("--accuracy", action="store_true", help="the same as the table 'accuracy'")
     parser.add_argument(
         "--model", action="append", metavar="NAME|DIR", help="may be repeated for architectures"
     )

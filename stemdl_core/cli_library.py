@@ -16,6 +16,12 @@ def place(text: str) -> tuple[float, float]:
     return y, x
 
 
+def add_library_option(parser: Any) -> None:
+    """``--library`` of the commands that name defects."""
+    parser.add_argument("--library", type=Path, metavar="DIR",
+                        help="give defects the names of this library (default: your own, where there is one)")
+
+
 def add_library(commands: Any) -> None:
     """``stemdl library``."""
     from .cli import Parser, _calibration, _command, _model, count

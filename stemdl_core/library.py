@@ -16,8 +16,9 @@ import numpy as np
 
 from .analysis import Defect, Defects, FrameAnalysis
 from .frames import Frame
-from .library_classes import DefectClass, best_class, classify
+from .library_classes import best_class, classify
 from .library_environment import Environment, environments
+from .library_kinds import DefectClass
 from .library_match import Fit
 from .library_store import Library, load_library
 

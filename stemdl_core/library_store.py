@@ -19,8 +19,8 @@ import ase.io
 import numpy as np
 
 from .errors import StemdlError
-from .library_classes import DefectClass, Member
 from .library_environment import GRID_NM, GRID_PX
+from .library_kinds import DefectClass, Member
 from .library_match import Geometry
 from .writers import result_folder
 

@@ -18,7 +18,7 @@ from . import actions, adapters, engine, library_work
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
 
-    from stemdl_core.library_classes import DefectClass
+    from stemdl_core.library_kinds import DefectClass
     from stemdl_core.library_store import Library
 
 _ = gettext.gettext

@@ -10,8 +10,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..library_classes import DefectClass
 from ..library_environment import GRID_NM, GRID_PX
+from ..library_kinds import DefectClass
 from ..library_store import IMAGE_NM, Library
 from .canvas import _FIXED, _FOREIGN, _HOST, FAINT, INK, image_axes, pixel_figure, points
 
