@@ -154,8 +154,9 @@ class Counts:
     def variance(self, mean: Array) -> Array:
         """Of a working pixel of the given mean [image units squared]."""
         i = self.imaging
-        top = max(float(np.max(mean)), 1e-30) if len(mean) else 1.0
-        floor = 0.03 * max(i.intercept + i.gain * top, 1e-30)
+        # The image may have any offset: only the line of the noise says what no counts are.
+        top = float(np.max(mean)) if len(mean) else 0.0
+        floor = max(0.03 * (i.intercept + i.gain * top), 1e-12 * (abs(i.intercept) + abs(i.gain * top)), 1e-300)
         return np.maximum(i.intercept + i.gain * mean, floor) * max(i.misfit, 1.0) / self.binning**2
 
     def profile(self, pixels: Array, columns: Array) -> Single:

@@ -21,8 +21,9 @@ from .materials import Material, element, get_material
 from .mx2 import alloy_fractions, empty_columns
 from .peaks import Peaks, atom_map, find_peaks, in_mask, masked_area, near_border, scores
 from .plausibility import judge
-from .preprocess import from_model_px, mend, model_shape, resample, standardise
+from .preprocess import Mended, from_model_px, mend, model_shape, resample, standardise
 from .refine import Refined, refine_sites
+from .repair import reconsider, revised
 from .sites import Sites
 from .threads import one_blas_thread
 from .weights import Model, ModelCard
@@ -57,6 +58,8 @@ class Detection:
         Result of the refinement; None where there was nothing to refine.
     lattice_visible : bool
         Whether the spectrum of the image, or of the map of atoms, shows the host lattice.
+    mended : Mended, optional
+        The image without bad pixels; its `valid` leaves out what is masked, too.
     """
 
     pixel_size: PixelSize
@@ -67,6 +70,7 @@ class Detection:
     warnings: tuple[str, ...]
     refined: Refined | None
     lattice_visible: bool
+    mended: Mended | None = None
 
 
 def choose_material(model: Model, material: str | Material | None) -> Material:
@@ -137,7 +141,7 @@ def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> De
     sites = sites.replace(edge=edge)
     holes = peaks.vacancies_px[~in_mask(mask, peaks.vacancies_px)]
     return Detection(pixel_size, sites, from_model_px(holes, shape, small), mask, maps, warnings, refined,
-                     fit is not None)
+                     fit is not None, Mended(mended.image, usable))
 
 
 def _enlarge(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -230,6 +234,13 @@ def _analyze(frame: Frame, model: Model, dopant: str | None, material: str | Mat
     if not verdict.believable:
         graph = build_graph(Sites.empty(), material=host, pixel_size=found.pixel_size, shape=frame.shape)
         mask = np.ones_like(mask)
+    if verdict.believable and host.kind == "honeycomb" and found.refined is not None and found.mended is not None:
+        image, valid = found.mended.image, found.mended.valid
+        revision = reconsider(image, valid, graph, found.refined, vacancies_px=holes)
+        if revision.changed:
+            graph = build_graph(revised(image, valid, graph, revision), material=host, pixel_size=found.pixel_size,
+                                shape=frame.shape, mask=found.mask, dopant=dopant)
+        holes = np.concatenate([holes, revision.holes_px])
     defects = find_defects(graph, vacancies_px=holes if verdict.believable else None)
     fraction = float(mask.mean())
     if verdict.believable and fraction >= 0.005:

@@ -41,10 +41,14 @@ FAINT, FAINT_Z = 0.62, 2.0
 DOUBTFUL, UNSURE = 1.5, 0.7
 #: Residual variance over the expected one beyond which nothing is decided: noise is shared between pixels.
 WORST_MISFIT = 6.0
+#: Nor where a host column stands out of the noise by less (square of its standard deviations).
+FEWEST_POWER = 12.0
 #: Radius of the part that is rearranged, added margin in which atoms may follow, and largest part [nm].
 CORE_NM, MARGIN_NM, LARGEST_NM = 0.26, 0.14, 0.62
 #: Nearer to the border than this nothing is looked at [nm].
 BORDER_NM = 0.22
+#: Sites within this of a change take their new positions [nm].
+REFITTED_NM = 0.5
 #: Most places of one frame that are looked at, and most changes in a row at one place.
 MOST_PLACES, MOST_CHANGES = 16, 4
 
@@ -205,6 +209,8 @@ class _Search:
         if len(self.patch) < 30 or self.unit <= 0 or float(self.patch.share.mean()) < 0.8:
             return None
         now = self._fit(self.start)
+        if float(((self.unit * self.patch.profile(self.place.center) * now.root) ** 2).sum()) < FEWEST_POWER:
+            return None
         lattice = self._lattice()
         first = self._probability(now) + SEEN
         best, top = self._climb(now, lattice)
@@ -454,10 +460,19 @@ def revised(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: AtomGr
     intensity, sigma = refined.amplitude / unit, refined.amplitude_sigma / abs(unit)
     if not np.isfinite(kept.intensity).any():
         intensity = sigma = np.full(len(yx), np.nan)
-    inside = ((np.stack([refined.y_px, refined.x_px], 1) >= -0.5)
-              & (np.stack([refined.y_px, refined.x_px], 1) <= np.array(graph.shape) - 0.5)).all(axis=1)
-    sites = Sites.from_columns(y_px=refined.y_px, x_px=refined.x_px, species=species,
-                               score=np.append(kept.score, revision.added_score), sigma_pm=refined.sigma_pm,
-                               intensity=intensity, intensity_sigma=sigma,
+    if len(kept):
+        # Far from what changed nothing is to change: noise must not flip a bond elsewhere.
+        altered = np.concatenate([added, graph.sites.yx_px[~revision.keep]])
+        far = cKDTree(altered).query(kept.yx_px)[0] * graph.pixel_size.nm > REFITTED_NM
+        index = np.flatnonzero(far)
+        columns = {"y_px": refined.y_px.copy(), "x_px": refined.x_px.copy(), "sigma_pm": refined.sigma_pm.copy(),
+                   "intensity": intensity.copy(), "intensity_sigma": sigma.copy()}
+        for name, values in columns.items():
+            values[index] = getattr(kept, name)[index]
+    else:
+        columns = {"y_px": refined.y_px, "x_px": refined.x_px, "sigma_pm": refined.sigma_pm,
+                   "intensity": intensity, "intensity_sigma": sigma}
+    sites = Sites.from_columns(**columns, species=species, score=np.append(kept.score, revision.added_score),
                                edge=np.append(kept.edge, np.zeros(len(added), bool)))
+    inside = ((sites.yx_px >= -0.5) & (sites.yx_px <= np.array(graph.shape) - 0.5)).all(axis=1)
     return sites.select(inside)

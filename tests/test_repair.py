@@ -1,0 +1,97 @@
+"""Second look: what a network would have drawn wrongly is set right by the counts, and nothing else is touched."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stemdl_core.calibration import PixelSize
+from stemdl_core.defects import find_defects
+from stemdl_core.graph import build_graph
+from stemdl_core.materials import get_material
+from stemdl_core.refine import refine_sites
+from stemdl_core.repair import reconsider, revised
+from stemdl_core.simulate import degrade
+from stemdl_core.simulate.dataset import Conditions, simulate_frame
+from stemdl_core.simulate.structures import add_defect, graphene
+from stemdl_core.sites import Sites
+
+PIXEL_NM = 0.011
+SIZE = PixelSize(PIXEL_NM, "metadata", PIXEL_NM)
+GRAPHENE = get_material("graphene")
+
+
+def picture(specimen, rng, dose=300.0):
+    conditions = Conditions(pixel_nm=PIXEL_NM, detector=degrade.Detector(dose_e_per_atom=dose))
+    return simulate_frame(specimen, conditions, rng)
+
+
+def second_look(image, yx_px, species):
+    """Names of the defects when the sites at first are those given, and what was revised."""
+    valid = np.ones(image.shape, dtype=bool)
+    refined = refine_sites(image, yx_px[:, 0], yx_px[:, 1], pixel_size_nm=PIXEL_NM,
+                           groups=(species != "C").astype(int))
+    unit = np.median(refined.amplitude[species == "C"])
+    sites = Sites.from_columns(y_px=refined.y_px, x_px=refined.x_px, species=species, sigma_pm=refined.sigma_pm,
+                               score=np.full(len(species), 0.99), intensity=refined.amplitude / unit,
+                               intensity_sigma=refined.amplitude_sigma / unit)
+    graph = build_graph(sites, material=GRAPHENE, pixel_size=SIZE, shape=image.shape)
+    revision = reconsider(image, valid, graph, refined, vacancies_px=np.zeros((0, 2)))
+    if revision.changed:
+        graph = build_graph(revised(image, valid, graph, revision), material=GRAPHENE, pixel_size=SIZE,
+                            shape=image.shape)
+    return [d.name for d in find_defects(graph, vacancies_px=revision.holes_px)], revision
+
+
+def sheet(turn=11.0):
+    return graphene(fov_nm=2.6, rotation_deg=turn)
+
+
+def drawn_perfect(shape):
+    """Sites of the perfect sheet, as a network that completes lattices would draw them."""
+    yx = sheet().yx_nm / PIXEL_NM - 0.5
+    yx = yx[((yx > 0) & (yx < np.array(shape) - 1)).all(axis=1)]
+    return yx, np.full(len(yx), "C")
+
+
+@pytest.mark.parametrize("kind", ["SV", "SW(55-77)"])
+def test_a_defect_drawn_as_perfect_lattice_is_found_in_the_counts(kind, rng):
+    s = picture(add_defect(sheet(), kind, (1.3, 1.3), rng=rng), rng)
+    names, revision = second_look(s.frame.image, *drawn_perfect(s.frame.shape))
+    assert names == [kind]
+    assert revision.changed
+
+
+def test_an_overlooked_atom_is_put_back(rng):
+    s = picture(sheet(), rng, dose=150.0)
+    yx, species = drawn_perfect(s.frame.shape)
+    lost = int(np.argmin(np.hypot(*(yx - 118).T)))
+    names, revision = second_look(s.frame.image, np.delete(yx, lost, axis=0), np.delete(species, lost))
+    assert names == []
+    gap = np.hypot(*(revision.added_px - yx[lost]).T) * PIXEL_NM
+    assert np.min(gap) < 0.03
+    assert revision.added_score[int(np.argmin(gap))] > 0.9
+
+
+def test_perfect_lattice_is_left_alone(rng):
+    for dose in (80.0, 400.0):
+        s = picture(sheet(), rng, dose=dose)
+        names, revision = second_look(s.frame.image, *drawn_perfect(s.frame.shape))
+        assert names == []
+        assert revision.keep.all()
+
+
+def test_what_is_found_rightly_stays(rng):
+    for kind in ("Si-C4", "DV(5-8-5)"):
+        s = picture(add_defect(sheet(), kind, (1.3, 1.3), rng=rng), rng)
+        names, _ = second_look(s.frame.image, s.sites.yx_px, s.sites.species)
+        assert names == [kind]
+
+
+def test_too_few_sites_change_nothing():
+    image = np.random.default_rng(1).normal(size=(60, 60))
+    empty = build_graph(Sites.empty(), material=GRAPHENE, pixel_size=SIZE, shape=image.shape)
+    refined = refine_sites(image, [], [], pixel_size_nm=PIXEL_NM)
+    revision = reconsider(image, np.ones(image.shape, bool), empty, refined, vacancies_px=np.zeros((0, 2)))
+    assert not revision.changed
+    assert revision.added_px.shape == revision.holes_px.shape == (0, 2)
