@@ -6,7 +6,7 @@ Every table is a pandas data frame; `stemdl bench` prints it as Markdown and wri
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -103,6 +103,26 @@ def accuracy_by_dose(name: str, *, frames_per_dose: int = 20, nuisance: float = 
 def measure(model: Model, *, seed: int, frames: int, dose_e_per_atom: tuple[float, float], nuisance: float,
             nominal_error: float = 0.0, **test_set: object) -> dict[str, float]:
     """Scores of the whole pipeline on one simulated test set (see `accuracy_by_dose`)."""
+    simulated = simulated_frames(model.card.materials, frames, seed=seed, dose_e_per_atom=dose_e_per_atom,
+                                 nuisance=nuisance, **test_set)  # type: ignore[arg-type]
+    return measure_frames(model, simulated, seed=seed, nominal_error=nominal_error)[0]
+
+
+def measure_frames(model: Model, simulated: Iterable[SimulatedFrame], *, seed: int,
+                   nominal_error: float = 0.0) -> tuple[dict[str, float], NDArray[np.float64]]:
+    """Scores of the whole pipeline on simulated frames, and (N, 2) scores of sites and whether each was true.
+
+    Parameters
+    ----------
+    model : Model
+        Network and card.
+    simulated : iterable of SimulatedFrame
+        The test set.
+    seed : int
+        Of the errors of the nominal pixel sizes.
+    nominal_error : float
+        Largest relative error of the pixel size that the pipeline is told.
+    """
     counts = SiteCounts()
     species = [0, 0]
     errors: list[NDArray[np.float64]] = []
@@ -112,8 +132,7 @@ def measure(model: Model, *, seed: int, frames: int, dose_e_per_atom: tuple[floa
     in_hidden = total = refused = 0
     defect_counts = SiteCounts()
     rng = np.random.default_rng(seed)
-    for s in simulated_frames(model.card.materials, frames, seed=seed, dose_e_per_atom=dose_e_per_atom,
-                              nuisance=nuisance, **test_set):  # type: ignore[arg-type]
+    for s in simulated:
         pixel = s.conditions.pixel_nm
         nominal = pixel * (1 + rng.uniform(-nominal_error, nominal_error))
         frame = s.frame.with_pixel_size(PixelSize(nominal, "argument", nominal))
@@ -121,7 +140,9 @@ def measure(model: Model, *, seed: int, frames: int, dose_e_per_atom: tuple[floa
         try:
             found = analyze_frame(frame, model, material=material)
         except StemdlError:
+            # What is refused is not found.
             refused += 1
+            counts = counts + SiteCounts(missed=int(s.visible.sum()))
             continue
         bond_px = get_material(material).bond_nm / pixel
         result = compare_sites(found.sites.yx_px, s.sites.yx_px, counted=s.visible, undefined=s.hidden == 2,
@@ -144,14 +165,16 @@ def measure(model: Model, *, seed: int, frames: int, dose_e_per_atom: tuple[floa
         defect_counts = defect_counts + compare_defects(found, s)
     error, z = np.concatenate(errors or [np.zeros(1)]), np.concatenate(z_scores or [np.zeros(1)])
     z = z[np.isfinite(z)]
-    return {"site_F1": counts.f1, "precision": counts.precision, "recall": counts.recall,
-            "species_right": species[0] / max(species[1], 1), "rms_pm": float(np.sqrt(np.mean(error**2))),
-            "median_pm": float(np.median(np.abs(error))), "sigma_z_std": float(1.4826 * np.median(np.abs(z))),
-            "score_ECE": expected_calibration_error(np.concatenate(judged or [np.zeros((1, 2))])),
-            "scale_error_median_%": 100 * float(np.median(np.abs(scale or [0]))),
-            "scale_error_worst_%": 100 * float(np.max(np.abs(scale or [0]))),
-            "sites_in_hidden_%": 100 * in_hidden / max(total, 1), "refused": refused,
-            "defect_precision": defect_counts.precision, "defect_recall": defect_counts.recall}
+    told = np.concatenate(judged or [np.zeros((0, 2))])
+    row = {"site_F1": counts.f1, "precision": counts.precision, "recall": counts.recall,
+           "species_right": species[0] / max(species[1], 1), "rms_pm": float(np.sqrt(np.mean(error**2))),
+           "median_pm": float(np.median(np.abs(error))), "sigma_z_std": float(1.4826 * np.median(np.abs(z))),
+           "score_ECE": expected_calibration_error(told),
+           "scale_error_median_%": 100 * float(np.median(np.abs(scale or [0]))),
+           "scale_error_worst_%": 100 * float(np.max(np.abs(scale or [0]))),
+           "sites_in_hidden_%": 100 * in_hidden / max(total, 1), "refused": refused,
+           "defect_precision": defect_counts.precision, "defect_recall": defect_counts.recall}
+    return row, told
 
 
 def compare_defects(found: object, s: SimulatedFrame, *, within_nm: float = 0.10) -> SiteCounts:
@@ -198,6 +221,8 @@ def expected_calibration_error(judged: NDArray[np.float64], bins: int = 10) -> f
         Score, and whether the site was true.
     """
     which = np.clip((judged[:, 0] * bins).astype(int), 0, bins - 1)
+    if not len(judged):
+        return 0.0
     total = 0.0
     for k in range(bins):
         members = judged[which == k]

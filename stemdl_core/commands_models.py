@@ -137,6 +137,15 @@ def bench(args: Namespace) -> None:
     """A table of measured numbers, printed as Markdown and written as CSV."""
     from . import bench as tables
 
+    if args.accuracy:
+        if args.table not in (None, "accuracy"):
+            raise StemdlError(f"give either --accuracy or the table {args.table!r}")
+        args.table = "accuracy"
+    if args.table is None:
+        raise StemdlError("name a table: accuracy, architectures, dose, movies or speed")
+    if args.table == "accuracy":
+        _bench_accuracy(args)
+        return
     installed = list_models()
     if args.table == "architectures":
         names = args.model or [n for n in ("graphene", "graphene-paper") if n in installed]
@@ -175,3 +184,35 @@ def bench(args: Namespace) -> None:
         with result_folder(args.out) as temporary:
             tables.write_table(table, temporary / f"{args.table}.csv")
         say(args.quiet, f"written to    {args.out / (args.table + '.csv')}")
+
+
+def _bench_accuracy(args: Namespace) -> None:
+    """All accuracy tables, one Markdown file with them, and their pictures."""
+    from . import bench as tables
+    from .bench_accuracy import accuracy_rows, accuracy_tables, position_rows, positions
+
+    names = args.model or [n for n in ("graphene", "mx2") if n in list_models()]
+    folder = args.out or Path("accuracy")
+    # Seen at once whether it can be written, and not after an hour.
+    with result_folder(folder) as temporary:
+        rows = accuracy_rows(names)
+        with progress_bar(rows + position_rows(), "rows", quiet=args.quiet) as bar:
+            measured, judged = accuracy_tables(
+                names, frames=args.frames or 20, progress=lambda done: bar.update(done - bar.n)
+            )
+            measured["positions"] = positions(
+                names[0], frames=args.frames or 4, progress=lambda done: bar.update(rows + done - bar.n)
+            )
+        text = []
+        for name, table in measured.items():
+            tables.write_table(table, temporary / f"{name}.csv")
+            text.append(f"## {name}\n\n{tables.to_markdown(table)}\n")
+        (temporary / "accuracy.md").write_text("\n".join(text), encoding="utf-8")
+        from .figures.accuracy import positions_over_bound, reliability, sites_by_dose
+
+        error = tables.expected_calibration_error(judged)
+        reliability(judged, error=error).savefig(temporary / "reliability.png")
+        sites_by_dose(measured["dose"]).savefig(temporary / "dose.png")
+        positions_over_bound(measured["positions"]).savefig(temporary / "positions.png")
+    say(args.quiet, "\n".join(text))
+    say(args.quiet, f"written to    {folder}/: accuracy.md, CSV files, reliability.png, dose.png, positions.png")
