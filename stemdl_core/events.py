@@ -216,7 +216,8 @@ class TrackHistory:
             return []
         stray = float(np.clip(0.1 * (1.0 - seen.score), 0.002, 0.05))
         if seen.faint:
-            stray = float(np.clip(1.0 - seen.score, 0.02, 0.4))
+            # One such reading alone makes no hop there and back: the faintest of many atoms may be one by chance.
+            stray = float(np.clip(1.0 - seen.score, 0.1, 0.4))
         elif seen.names.get(name, 0.0) < 0.2:
             stray = max(stray, 0.05)
         self._position.recent.append(row)
