@@ -143,6 +143,9 @@ def _annotate(commands: Any) -> None:
         "--report", action="store_true", help="also one figure a defect, with bonds and angles"
     )
     parser.add_argument("--hdf5", action="store_true", help="also analysis.h5 with image and tables")
+    parser.add_argument(
+        "--cutouts", action="store_true", help="also POSCAR and CIF of each defect with its surroundings"
+    )
 
 
 def _track(commands: Any) -> None:

@@ -88,6 +88,7 @@ def annotate_frame(
             frame,
             report=getattr(args, "report", False),
             hdf5=getattr(args, "hdf5", False),
+            cutouts=getattr(args, "cutouts", False),
         ):
             if part in ("tables", "overlay.png"):
                 bar.update()

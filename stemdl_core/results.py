@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .analysis import FrameAnalysis
+from .cutout import defect_cutout, write_cutout
 from .figures import (
     animation_frames,
     defect_graph,
@@ -31,7 +32,8 @@ from .writers import result_folder, strict_json, write_csv, write_hdf5, write_ta
 
 
 def write_frame_results(
-    folder: Path, analysis: FrameAnalysis, frame: Frame, *, report: bool = False, hdf5: bool = False
+    folder: Path, analysis: FrameAnalysis, frame: Frame, *, report: bool = False, hdf5: bool = False,
+    cutouts: bool = False,
 ) -> Iterator[str]:
     """Write the files of one frame into an existing folder, yielding the name of each part when it is done.
 
@@ -45,6 +47,8 @@ def write_frame_results(
         Also one figure a defect, ``defect-<id>-<name>.png``.
     hdf5 : bool
         Also ``analysis.h5``.
+    cutouts : bool
+        Also each defect with its surroundings, ``defect-<id>-<name>.vasp`` (POSCAR) and ``.cif``.
     """
     write_tables(folder, analysis)
     yield "tables"
@@ -57,6 +61,12 @@ def write_frame_results(
         name = f"defect-{defect.id}-{file_part(defect.name)}.png"
         save_figure(defect_graph(frame, analysis, defect), folder / name)
         yield name
+    for defect in analysis.defects if cutouts else ():
+        atoms = defect_cutout(analysis, defect.id)
+        for ending in (".vasp", ".cif"):
+            name = f"defect-{defect.id}-{file_part(defect.name)}{ending}"
+            write_cutout(folder / name, atoms)
+            yield name
 
 
 def write_analysis(

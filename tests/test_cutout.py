@@ -12,6 +12,8 @@ from stemdl_core.calibration import PixelSize
 from stemdl_core.cutout import defect_cutout, write_cutout
 from stemdl_core.defects import find_defects
 from stemdl_core.errors import StemdlError
+from stemdl_core.frames import Frame
+from stemdl_core.results import write_frame_results
 from stemdl_core.simulate.structures import add_defect, graphene, mx2
 
 
@@ -62,3 +64,15 @@ def test_errors_name_what_is_wrong(rng, tmp_path):
         defect_cutout(analysis, 3)
     with pytest.raises(StemdlError, match=r"cannot write a\.docx"):
         write_cutout(tmp_path / "a.docx", defect_cutout(analysis, 0))
+
+
+def test_results_hold_a_structure_for_every_defect_on_request(tmp_path, rng):
+    analysis = analysed(add_defect(graphene(fov_nm=2.6), "Si-C4", (1.3, 1.3), rng=rng), rng)
+    frame = Frame(rng.normal(size=analysis.shape).astype(np.float32), analysis.pixel_size)
+    names = list(write_frame_results(tmp_path, analysis, frame, cutouts=True))
+    for ending in ("vasp", "cif"):
+        name = f"defect-0-Si-C4.{ending}"
+        assert name in names
+        atoms = ase.io.read(tmp_path / name)
+        assert atoms.get_chemical_symbols().count("Si") == 1
+        assert len(atoms) > 40
