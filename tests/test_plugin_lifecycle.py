@@ -110,6 +110,7 @@ def test_results_stay_where_the_plugin_is_missing(monkeypatch):
             image = computations.source_of(computation)
             image.set_data(image_with((20, 30), (50, 50), (10, 10)))
             wait_for(lambda: table.metadata["stemdl"]["atoms"] == 12, dc)
+            assert not computation.error_text
 
 
 def test_results_of_an_earlier_version_without_a_table_of_defects_are_kept_up(monkeypatch):
