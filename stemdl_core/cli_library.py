@@ -92,7 +92,7 @@ def add_explain(commands: Any) -> None:
 
 def add_retrain(commands: Any) -> None:
     """``stemdl retrain``."""
-    from .cli import _command, positive, whole
+    from .cli import _command, count, positive, whole
 
     parser = _command(
         commands, "retrain",
@@ -113,6 +113,8 @@ def add_retrain(commands: Any) -> None:
                         help="by how much no old score may drop (default: 0.01)")
     parser.add_argument("--frames", type=whole, default=400, metavar="N",
                         help="simulated frames of the found structures; as many of the original ones (default: 400)")
+    parser.add_argument("--test-frames", type=count, default=24, metavar="N",
+                        help="frames of each set on which the versions are compared (default: 24)")
     parser.add_argument("--seed", type=whole, default=1, metavar="N")
 
 

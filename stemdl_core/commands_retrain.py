@@ -34,7 +34,8 @@ def retrain(args: Namespace) -> None:
     if library is None and not corrections:
         raise StemdlError("give a library with --library, corrections with --corrections, or both")
     frame_of = image_finder(args.images, args.corrections, parent) if corrections else None
-    settings = Settings(frames=max(args.frames, 8), minutes=args.minutes, margin=args.margin, seed=args.seed)
+    settings = Settings(frames=max(args.frames, 8), minutes=args.minutes, margin=args.margin,
+                        test_frames=args.test_frames, seed=args.seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar(1, "simulating", quiet=args.quiet) as bar:
 
@@ -105,8 +106,8 @@ def show_versions(args: Namespace) -> None:
         card = read_card(folder)
         record = card.scores.get("retrained")
         if record is None:
-            say(args.quiet, f"{name:<18}version {card.version}, {'trained from ' + card.parent if card.parent else 'first'}"
-                            f"; {folder}")
+            origin = f"trained from {card.parent}" if card.parent else "trained from scratch"
+            say(args.quiet, f"{name:<18}version {card.version}, {origin}; {folder}")
             continue
         taught = ", ".join(s["name"] for s in record["structures"]) or "no structures"
         by = f" by {', '.join(record['corrected_by'])}" if record["corrected_by"] else ""
