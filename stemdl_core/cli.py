@@ -280,7 +280,9 @@ def _bench(commands: Any) -> None:
         "stemdl bench architectures --frames 20",
         "stemdl bench movies --oracle --frames 60",
     )
-    parser.add_argument("table", nargs="?", choices=("accuracy", "architectures", "dose", "movies", "speed"))
+    parser.add_argument(
+        "table", nargs="?", choices=("accuracy", "architectures", "chemistry", "dose", "movies", "speed")
+    )
     parser.add_argument("--accuracy", action="store_true", help="the same as the table 'accuracy'")
     parser.add_argument(
         "--model", action="append", metavar="NAME|DIR", help="may be repeated for architectures"

@@ -142,7 +142,7 @@ def bench(args: Namespace) -> None:
             raise StemdlError(f"give either --accuracy or the table {args.table!r}")
         args.table = "accuracy"
     if args.table is None:
-        raise StemdlError("name a table: accuracy, architectures, dose, movies or speed")
+        raise StemdlError("name a table: accuracy, architectures, chemistry, dose, movies or speed")
     if args.table == "accuracy":
         _bench_accuracy(args)
         return
@@ -160,6 +160,13 @@ def bench(args: Namespace) -> None:
                 frames_per_dose=frames,
                 progress=lambda done: bar.update(done - bar.n),
             )
+    elif args.table == "chemistry":
+        from .bench_chemistry import PUBLISHED, geometry
+
+        frames = args.frames or 6
+        with progress_bar(frames * len(PUBLISHED), "frames", quiet=args.quiet) as bar:
+            table = geometry((args.model or ["graphene"])[0], frames=frames,
+                             progress=lambda done: bar.update(done - bar.n))
     elif args.table == "movies":
         from .bench_movies import MOVIE_DOSES, SCENARIOS, movies
 
