@@ -29,6 +29,9 @@ ODD, ODD_ATOMS = 8.0, 12.0
 CROWDED, SEEN = 4.0, 1.0
 #: Log-odds against each change within so many host bonds of a dopant.
 BESIDE, BESIDE_REACH = 7.0, 2.0
+#: No host atom is nearer to a foreign one than this many host bonds (silicon to carbon: 150 pm at least); what shows
+#: there is the foot of the bright column.
+CLOSEST_TO_DOPANT = 1.05
 #: By how much a changed arrangement has to be more probable than the found one.
 DECISIVE = 1.5
 #: Changes that lose more than this before anything relaxes are not looked into.
@@ -305,7 +308,8 @@ class _Search:
             places.append(near[int(np.argmax(patch.z_scores(now, near)))])
         if lattice is not None and len(lattice):
             places += list(lattice[np.hypot(*(lattice - self.place.center).T) < self.place.radius + 0.05])
-        free = [p for p in places if np.min(np.hypot(*(atoms.yx_nm - p).T)) > 0.55 * self.host]
+        closest = np.where(atoms.dopant, CLOSEST_TO_DOPANT, 0.55) * self.host
+        free = [p for p in places if (np.hypot(*(atoms.yx_nm - p).T) > closest).all()]
         if free:
             gain = patch.gain(now, np.array(free), self.unit)
             found += [(float(g), atoms.with_atoms(p, self.unit)) for g, p in zip(gain, free)]
