@@ -20,7 +20,7 @@ from .work import Work
 _TOLERANCES = (0.1, 0.05, 0.02)
 #: A step that is this small beside the columns' own uncertainty is the last one: the next would be a third of it,
 #: and what is missing adds 1 % to the error.
-_SMALL_STEP = 0.7
+_SMALL_STEP = 0.5
 
 #: Residual variance over the expected one above which the noise is taken to be shared between pixels.
 CORRELATED = 3.0
