@@ -119,7 +119,7 @@ class Correction:
         unknown = set(data) - known
         if unknown:
             raise StemdlError(f"correction has unknown entries {sorted(map(str, unknown))}")
-        values = {k: v for k, v in data.items() if v is not None and v != ""}
+        values: dict[str, Any] = {k: v for k, v in data.items() if v is not None and v != ""}
         missing = [k for k in ("source", "frame", "action", "y_px", "x_px") if k not in values]
         if missing == ["source"]:
             values["source"] = ""

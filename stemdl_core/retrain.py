@@ -189,13 +189,13 @@ def retrain(parent: Path, folder: Path, *, library: Library | None = None, which
     verdict = judge_versions(scores[0], scores[1], margin=settings.margin)
     if not verdict.kept:
         shutil.rmtree(work, ignore_errors=True)
-        return Outcome(verdict, None, *scores, tuple(notes))
+        return Outcome(verdict, None, scores[0], scores[1], tuple(notes))
     record = _record(card.name, card.sha256, found, crops, corrections, measured, verdict, settings)
     write_card(candidate, replace(read_card(candidate), scores={**card.scores, "retrained": record}))
     folder.parent.mkdir(parents=True, exist_ok=True)
     candidate.rename(folder)
     shutil.rmtree(work, ignore_errors=True)
-    return Outcome(verdict, folder, *scores, tuple(notes))
+    return Outcome(verdict, folder, scores[0], scores[1], tuple(notes))
 
 
 def _believable(crops: Crops) -> bool:

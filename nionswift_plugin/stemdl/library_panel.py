@@ -43,7 +43,9 @@ class LibraryHandler(Declarative.Handler):
         self.__work: library_work.Work | None = None
         self.classes = Model.PropertyModel[list[str]]([])
         self.class_index = Model.PropertyModel[int](None)
-        self.picture = Model.PropertyModel[typing.Any](library_work.thumbnails(None, None), numpy.array_equal)
+        self.picture = Model.PropertyModel[typing.Any](
+            library_work.thumbnails(None, None), typing.cast(typing.Any, numpy.array_equal)
+        )
         self.detail = Model.PropertyModel[str]("")
         self.name = Model.PropertyModel[str]("")
         self.state = Model.PropertyModel[str]("")
@@ -225,7 +227,7 @@ class LibraryHandler(Declarative.Handler):
         if c is None:
             return
         dc = self.__document_controller
-        titles = {item.title: item for item in dc.document_model.data_items}
+        titles = {item.title: item for item in dc.document_model.data_items if item.xdata is not None}
         here = [m for m in c.members if m.source in titles]
         if not here:
             self.state.value = _("The images of this class are not in this project")
@@ -233,12 +235,13 @@ class LibraryHandler(Declarative.Handler):
         member = here[self.__next % len(here)]
         self.__next += 1
         data_item = titles[member.source]
-        display_item = dc.document_model.get_display_item_for_data_item(data_item)
+        display_item: typing.Any = dc.document_model.get_display_item_for_data_item(data_item)
         for other in dc.document_model.display_items:
             for graphic in [g for g in other.graphics if g.graphic_id == _MARK_ID]:
                 other.remove_graphic(graphic).close()
-        shape = data_item.xdata.datum_dimension_shape
-        if adapters.is_movie(data_item.xdata):
+        xdata: typing.Any = data_item.xdata
+        shape = typing.cast(tuple[int, int], xdata.datum_dimension_shape)
+        if adapters.is_movie(xdata):
             display_item.display_data_channels[0].sequence_index = member.frame
         mark = Graphics.EllipseGraphic()
         mark.graphic_id = _MARK_ID
