@@ -77,6 +77,16 @@ def said(monkeypatch):
     return lines
 
 
+def keep_settings(monkeypatch):
+    """Swift's user interface for tests forgets what it is to remember; this one does not."""
+    from nion.ui import TestUI
+
+    kept: dict[str, str] = {}
+    interface = TestUI.UserInterface
+    monkeypatch.setattr(interface, "get_persistent_string", lambda self, key, default="": kept.get(key, default))
+    monkeypatch.setattr(interface, "set_persistent_string", lambda self, key, value: kept.update({key: value}))
+
+
 def test_results_stay_where_the_plugin_is_missing(monkeypatch):
     with TestContext.create_memory_context() as context:
         with contextlib.closing(context.create_document_controller(auto_close=False)) as dc:
@@ -140,6 +150,7 @@ def test_a_missing_model_file_is_one_line_and_leaves_nothing(said, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Notification, "notify", lambda n: said.append(n.text))
     monkeypatch.setattr(engine.models, "folder", str(tmp_path / "models"))
+    keep_settings(monkeypatch)
     assert "mine" in engine.models.names()
     with swift() as dc:
         actions.choose_model(dc, "mine")
@@ -192,7 +203,8 @@ def test_unloading_the_plugin_ends_what_runs_and_takes_its_registrations_along(m
     actions.register()
 
 
-def test_preferences_are_kept_and_used(tmp_path):
+def test_preferences_are_kept_and_used(tmp_path, monkeypatch):
+    keep_settings(monkeypatch)
     preferences.register()
     preferences.register()
     try:
