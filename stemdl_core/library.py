@@ -6,21 +6,24 @@ these names to whatever later frames contain, without any training.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from .analysis import Defect, Defects, FrameAnalysis
+from .errors import StemdlError
 from .frames import Frame
 from .library_classes import best_class, classify
 from .library_environment import Environment, environments
 from .library_kinds import DefectClass
 from .library_match import Fit
-from .library_store import Library, load_library
+from .library_store import FILE, Library, load_library
 
 #: Where `annotate` and `track` look for the user's own library when none is given.
 ENVIRONMENT_VARIABLE = "STEMDL_LIBRARY"
@@ -36,9 +39,29 @@ def default_library_folder() -> Path:
 
 
 def users_library() -> Library | None:
-    """The user's own library, None where there is none."""
-    folder = default_library_folder()
-    return load_library(folder) if (folder / "library.json").is_file() else None
+    """The user's own library, None where there is none or it cannot be read; read again when it has changed."""
+    path = default_library_folder() / FILE
+    try:
+        stamp = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    return _read(path.parent, stamp)
+
+
+@lru_cache(maxsize=2)
+def _read(folder: Path, stamp: int) -> Library | None:
+    try:
+        return load_library(folder)
+    except StemdlError as error:
+        # Nobody asked for it by name: annotating goes on without.
+        logging.getLogger(__name__).warning("%s", error)
+        return None
+
+
+def with_users_names(analysis: FrameAnalysis) -> FrameAnalysis:
+    """An analysis with the names of the user's own library, where there is one."""
+    library = users_library()
+    return analysis if library is None else name_defects(analysis, library)
 
 
 def build_library(items: Iterable[tuple[str, Frame | None, FrameAnalysis]], *, previous: Library | None = None,
@@ -154,4 +177,4 @@ def _joined(parts: Sequence[Defect]) -> Defect:
 
 
 __all__ = ["Library", "build_library", "default_library_folder", "load_library", "match_class",
-           "name_defects", "users_library", "with_decisions"]
+           "name_defects", "users_library", "with_decisions", "with_users_names"]

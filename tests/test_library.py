@@ -10,7 +10,7 @@ from perfect_scenes import PIXEL, analysis_of
 from scipy.spatial import cKDTree
 
 from stemdl_core.errors import StemdlError
-from stemdl_core.library import build_library, match_class, name_defects
+from stemdl_core.library import build_library, match_class, name_defects, with_users_names
 from stemdl_core.library_classes import classify
 from stemdl_core.library_environment import environments
 from stemdl_core.library_match import Geometry, lay_over
@@ -192,6 +192,18 @@ def test_a_name_is_given_to_later_frames_by_graph_and_geometry(library, rng):
     assert match_class(environments(other)[0], named.classes) is None
     assert name_defects(analysis, library) is analysis
     assert name_defects(analysis, replace(named, material="MoS2")) is analysis
+
+
+def test_the_users_own_library_is_read_again_when_it_changes(tmp_path, monkeypatch, library, rng):
+    monkeypatch.setenv("STEMDL_LIBRARY", str(tmp_path / "own"))
+    analysis, _ = scene("Si3C6", rng, noise_nm=0.006)
+    assert with_users_names(analysis) is analysis
+    for name in ("rotor", "spinner"):
+        save_library(tmp_path / "own", library.named("Si3C6", name))
+        assert [d.name for d in with_users_names(analysis).defects] == [name]
+    # Nobody asked for it: a damaged one is passed over.
+    (tmp_path / "own" / "library.json").write_text("{")
+    assert with_users_names(analysis) is analysis
 
 
 @pytest.mark.parametrize("kind", ["SW(55-77)", "DV(555-777)", "Si-C4", "Si2C6", "Si4C6", "SV"])

@@ -86,9 +86,10 @@ models = _Models()
 def analyze(frame: Frame, *, model: str, dopant: str) -> FrameAnalysis:
     """All that the core finds in a frame. Never on the main thread: takes up to seconds at the first call."""
     loaded = models.get(model)
+    from stemdl_core.library import with_users_names
     from stemdl_core.pipeline import analyze_frame
 
-    return analyze_frame(frame, loaded, dopant=dopant or None)
+    return with_users_names(analyze_frame(frame, loaded, dopant=dopant or None))
 
 
 class _Recent:
