@@ -27,7 +27,8 @@ def weights_folders() -> list[Path]:
 
     A checkout (and an editable install, which points into one) keeps them in ``weights/`` beside the
     package; an installed wheel in ``stemdl_weights/`` beside it. A folder ``weights`` counts only beside our
-    own ``setup.py``: in ``site-packages`` it would be some other package's.
+    own ``setup.py``: in ``site-packages`` it would be some other package's. Versions that the user has
+    retrained come last.
     """
     parent = Path(__file__).resolve().parent.parent
     folders = []
