@@ -23,8 +23,10 @@ from .refine import Refined, refine_sites
 from .rings import group_faces
 from .sites import Sites
 
-#: Log-odds against an odd arrangement; reached when some twelve atoms have rings other than hexagons around them.
-ODD, ODD_ATOMS = 8.0, 12.0
+#: Log-odds against an odd arrangement; reached when some twelve atoms have rings other than hexagons around them. A
+#: frame has a thousand atoms, of which noise makes one or two fainter by three and a half standard deviations: that
+#: alone is no vacancy.
+ODD, ODD_ATOMS = 12.0, 12.0
 #: Log-odds against every bond too many, and in favour of what the network has seen.
 CROWDED, SEEN = 4.0, 1.0
 #: Log-odds against each change within so many host bonds of a dopant.
