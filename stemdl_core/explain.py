@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import gaussian_filter, maximum_filter, zoom
 
 from .analysis import FrameAnalysis
 from .corrections import nearest_defect
 from .errors import StemdlError
 from .frames import Frame
 from .pipeline import analyze_frame
-from .preprocess import mend, model_shape, resample, standardise, to_model_px
+from .preprocess import from_model_px, mend, model_shape, resample, standardise, to_model_px
 from .weights import Model
 
 #: Half a side of the map, what lies beyond it and still reaches the network's decision, spacing of the spots and
@@ -106,7 +106,7 @@ def explain(frame: Frame, model: Model, at_px: tuple[float, float], *, dopant: s
         raise StemdlError(f"place {at_px[0]:g},{at_px[1]:g} is not on the image of {frame.shape[0]} x "
                           f"{frame.shape[1]} px (rows, columns)")
     analysis = analyze_frame(frame, model, dopant=dopant, material=material)
-    title, center, targets = _targets(analysis, at_px)
+    title, center, targets, empty = _targets(analysis, at_px)
     small = model_shape(frame.shape, analysis.pixel_size.nm, model.card.pixel_size_nm)
     image = standardise(resample(mend(frame.image).image, small))
     pitch = model.card.pixel_size_nm
@@ -121,6 +121,9 @@ def explain(frame: Frame, model: Model, at_px: tuple[float, float], *, dopant: s
     crop = crop[low[0]:low[0] + side, low[1]:low[1] + side]
     places = to_model_px(targets, frame.shape, small) + pad - low
     base = torch.from_numpy(np.ascontiguousarray(crop, dtype=np.float32))[None, None].to(model.device)
+    if empty:
+        places = _holes(model, base, places[0], 0.25 / pitch)
+        targets = from_model_px(places - pad + low, frame.shape, small)
     channels, cells, weights, classes = _ask(model, base, places)
 
     def sureness(batch: torch.Tensor) -> torch.Tensor:
@@ -149,8 +152,8 @@ def explain(frame: Frame, model: Model, at_px: tuple[float, float], *, dopant: s
 
 
 def _targets(analysis: FrameAnalysis,
-             at_px: tuple[float, float]) -> tuple[str, NDArray[np.float64], NDArray[np.float64]]:
-    """What is explained: its title, its centre, and the places whose class counts, on the image [px]."""
+             at_px: tuple[float, float]) -> tuple[str, NDArray[np.float64], NDArray[np.float64], bool]:
+    """What is explained: title, centre, the places whose class counts, on the image [px]; whether it is a hole."""
     from .materials import get_material
 
     sites = analysis.sites
@@ -160,18 +163,31 @@ def _targets(analysis: FrameAnalysis,
         ids = list(defect.site_ids)
         foreign = [i for i in ids if sites.species[i] not in get_material(analysis.material).species]
         if foreign:
-            return defect.name, sites.yx_px[foreign].mean(axis=0), sites.yx_px[foreign]
+            return defect.name, sites.yx_px[foreign].mean(axis=0), sites.yx_px[foreign], False
         center = np.array(defect.center_px)
         if defect.missing_atoms and get_material(analysis.material).kind == "honeycomb":
-            return defect.name, center, center[None]
+            return defect.name, center, center[None], True
         near = analysis.pixel_size.lengths_pm(sites.yx_px[ids] - center)
-        return defect.name, center, sites.yx_px[ids][near < max(180.0, float(near.min()) + 1.0)]
+        return defect.name, center, sites.yx_px[ids][near < max(180.0, float(near.min()) + 1.0)], False
     if len(sites):
         distance = analysis.pixel_size.lengths_pm(sites.yx_px - np.asarray(at_px))
         nearest = int(np.argmin(distance))
         if distance[nearest] < 150.0:
-            return f"{sites.species[nearest]} atom", sites.yx_px[nearest], sites.yx_px[[nearest]]
+            return f"{sites.species[nearest]} atom", sites.yx_px[nearest], sites.yx_px[[nearest]], False
     raise StemdlError(f"nothing was found near {at_px[0]:g},{at_px[1]:g}: give the place of an atom or a defect")
+
+
+def _holes(model: Model, base: torch.Tensor, center: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
+    """Where the network sees missing atoms around the middle of a hole; the middle itself where it sees none."""
+    channel = model.class_index("vacancy")
+    if channel is None:
+        return center[None]
+    with torch.inference_mode():
+        seen = torch.softmax(model.network(base).float(), dim=1)[0, channel].cpu().numpy()
+    soft = gaussian_filter(seen, 1.0)
+    top = np.argwhere((soft == maximum_filter(soft, 5)) & (soft > 0.25))
+    near = top[np.hypot(*(top - center).T) < reach] if len(top) else top
+    return near.astype(np.float64) if len(near) else center[None]
 
 
 def _ask(model: Model, base: torch.Tensor, places: NDArray[np.float64]) -> tuple[

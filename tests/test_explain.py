@@ -43,6 +43,16 @@ def test_a_silicon_atom_is_seen_by_its_own_light(simulated):
     json.dumps(result.to_dict())
 
 
+def test_a_hole_is_explained_where_the_network_sees_it():
+    rng = np.random.default_rng(8)
+    specimen = add_defect(graphene(fov_nm=2.4, rotation_deg=20.0), "SV", (1.2, 1.2), rng=rng)
+    s = simulate_frame(specimen, Conditions(pixel_nm=0.015, detector=Detector(dose_e_per_atom=400.0)), rng,
+                       shape=(160, 160))
+    result = explain(s.frame, load_model("graphene"), tuple(s.vacancies_px[0]))
+    assert (result.title, result.classes) == ("SV", ("vacancy",))
+    assert np.hypot(*(result.targets_px[0] - s.vacancies_px[0])) * 0.015 < 0.05
+
+
 def test_places_without_anything_are_refused(simulated):
     model = load_model("graphene")
     with pytest.raises(StemdlError, match="not on the image"):
