@@ -301,7 +301,9 @@ class LiveAnnotation:
                 self.defect_table.set_xdata(contents.defect_table)
             display_item = computations.display_item_of(self.source)
             if display_item is not None:
-                marks.update_marks(display_item, self.table, contents.analysis)
+                marks.update_marks(
+                    display_item, self.table, contents.analysis, most=marks.MOST_LIVE_MARKS
+                )
         with self.__condition:
             seen, dropped = self.__seen, self.__dropped
         error, self.__follower_error = result.error or self.__follower_error, ""

@@ -15,6 +15,8 @@ if typing.TYPE_CHECKING:
 
 #: Swift resends all graphics of an image at each change of one: more than this many make it slow.
 MOST_MARKS = 50
+#: The same for a live image, where most of them move at each frame and the main thread pays for each.
+MOST_LIVE_MARKS = 16
 _MARK_ID = "stemdl.defect."
 _MARK_COLOUR, _UNKNOWN_COLOUR = "#FFDD57", "#FF8AC4"
 
@@ -32,7 +34,11 @@ def is_mark(graphic: Graphics.Graphic) -> bool:
 
 
 def update_marks(
-    display_item: DisplayItem.DisplayItem, table: DataItem.DataItem, analysis: FrameAnalysis
+    display_item: DisplayItem.DisplayItem,
+    table: DataItem.DataItem,
+    analysis: FrameAnalysis,
+    *,
+    most: int = MOST_MARKS,
 ) -> None:
     """Circle the defects on the image, with their names. On the main thread.
 
@@ -40,7 +46,7 @@ def update_marks(
     every change of one makes Swift send all of them. They are not results of the computation but have the
     table as their source: they go when the table goes, and deleting one deletes nothing else.
     """
-    wanted = sorted(analysis.defects, key=lambda d: d.name == "unknown")[:MOST_MARKS]
+    wanted = sorted(analysis.defects, key=lambda d: d.name == "unknown")[:most]
     marks = marks_of(display_item, table)
     changes = []
     for defect, mark in zip(wanted, [*marks, *([None] * len(wanted))]):

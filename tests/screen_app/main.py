@@ -154,7 +154,7 @@ async def follow_the_scan(window: Any, report: dict[str, Any]) -> None:
         loaded = time.perf_counter()
     report["first_s"] = loaded - model_time
     first, start = running.status, time.perf_counter()
-    while running.status.analysed < first.analysed + 15:
+    while running.status.analysed < first.analysed + int(os.environ.get("STEMDL_FRAMES", "15")):
         await asyncio.sleep(0.05)
     status = running.status
     report["frames_per_s"] = (status.seen - first.seen) / (time.perf_counter() - start)
