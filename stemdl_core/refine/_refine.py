@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
 
 from ..errors import StemdlError
 from .check import Check, check_residual, local_misfit
@@ -21,6 +22,9 @@ _TOLERANCES = (0.1, 0.05, 0.02)
 #: A step that is this small beside the columns' own uncertainty is the last one: the next would be a third of it,
 #: and what is missing adds 1 % to the error.
 _SMALL_STEP = 0.5
+
+#: No two columns are this close in projection [pm].
+COLLAPSED_PM = 65.0
 
 #: Residual variance over the expected one above which the noise is taken to be shared between pixels.
 CORRELATED = 3.0
@@ -170,6 +174,13 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     moved = step_pm * np.hypot(state.y - start[:, 1], state.x - start[:, 2])
     seen = normal.diagonal[:, 0, 0] * np.median(state.height) ** 2 > 1
     ok = (moved < longest_step_pm) & seen
+    # Two columns on one spot share one column's light in any proportion: neither position nor height means anything.
+    places = np.stack([state.y, state.x], 1)
+    fallen = cKDTree(places).query_pairs(COLLAPSED_PM / step_pm, output_type="ndarray")
+    fallen = fallen[np.hypot(*(start[fallen[:, 0], 1:] - start[fallen[:, 1], 1:]).T) > COLLAPSED_PM / step_pm]
+    ok[fallen] = False
+    height = height.copy()
+    height[fallen] = np.nan
     y, x = np.where(ok, state.y, start[:, 1]), np.where(ok, state.x, start[:, 2])
     index, value, _, _ = fit.background.at(y, x)
     below = (state.nodes[index] * value).sum(1) * grid.scale + grid.offset
