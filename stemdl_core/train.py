@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from scipy.spatial import cKDTree
 from torch.nn import functional
 
 from .errors import ModelError
@@ -33,9 +32,7 @@ from .simulate.structures import random_specimen
 from .targets import IGNORE
 from .weights import ModelCard, load_network, save_model
 
-#: Added to the class of pixels in and around defects, which may weigh more in the loss; and how far around [nm].
-SPECIAL, DEFECT_REACH_NM = 64, 0.16
-CHECKPOINT, LOG, BEFORE = "checkpoint.safetensors", "log.json", "before"
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.json"
 
 
 @dataclass(frozen=True)
@@ -70,13 +67,10 @@ class Recipe:
         Weights of the kinds of defects in the specimens; empty: those of `random_specimen`.
     unrelaxed : float
         Part of the defects whose surroundings are not, or not wholly, relaxed.
-    defect_weight : float
-        Weight in the loss of the pixels in and around defects: they are few, and a network that completes the perfect
-        lattice over a turned bond is right nearly everywhere else.
-    after : str
-        Name of a recipe whose model is trained first and then improved by this one.
     imaging : str
         'stem', or 'stm' for scanning tunnelling microscopy, whose conditions are drawn by `simulate.stm`.
+    labels_move : bool
+        Whether labels are where the disturbed scan shows the columns, as they should be.
     """
 
     name: str
@@ -100,9 +94,8 @@ class Recipe:
     seed: int = 12742
     kinds: tuple[tuple[str, float], ...] = ()
     unrelaxed: float = 0.0
-    defect_weight: float = 1.0
-    after: str = ""
     imaging: str = "stem"
+    labels_move: bool = True
 
     def __post_init__(self) -> None:
         if self.imaging not in ("stem", "stm"):
@@ -119,12 +112,12 @@ class Recipe:
         """Plain data for the model card."""
         data = asdict(self)
         # Entries that came later are left out where they say nothing, so that older cards hold the same recipe.
-        for name, nothing in (("kinds", ()), ("unrelaxed", 0.0), ("defect_weight", 1.0), ("after", ""),
-                              ("imaging", "stem")):
+        for name, nothing in (("kinds", ()), ("unrelaxed", 0.0), ("imaging", "stem"), ("labels_move", True)):
             if data[name] == nothing:
                 del data[name]
-        if not data["ranges"]["pair_coherence"]:
-            del data["ranges"]["pair_coherence"]
+        for name, nothing in (("pair_coherence", 0.0), ("hiding", 1.0)):
+            if data["ranges"][name] == nothing:
+                del data["ranges"][name]
         return data
 
     @classmethod
@@ -151,23 +144,16 @@ GRAPHENE_CLASSES = ("background", "lattice", "dopant", "vacancy", "masked")
 MX2_CLASSES = ("background", "lattice", "vacancy", "masked")
 #: Filters of the shipped networks: five levels, so that the network sees the phase of the lattice over 3 nm.
 FILTERS = (16, 32, 64, 96, 128)
-#: Defects of the training sets. Single silicon atoms are easy; vacancies without silicon and turned bonds are rare in
-#: pixels and hard, and the second set, which improves the model of the first, is about them.
-FIRST_KINDS = (("X-C3", 5.0), ("X-C4", 4.0), ("X-C3+V", 2.5), ("X2C4", 0.8), ("X2C5", 2.2), ("X2C6", 0.8),
-          ("X3C6", 2.5), ("X4C6", 1.6), ("SV", 5.0), ("DV(5-8-5)", 4.0), ("DV(555-777)", 3.5), ("V3", 2.0),
-          ("V4", 1.5), ("V5", 0.7), ("V6", 1.0), ("SW(55-77)", 5.0), ("N-C3", 1.0), ("B-C3", 0.7),
-          ("GB(5-7)", 6.0))
-SECOND_KINDS = (("X-C3", 5.0), ("X-C4", 4.0), ("X-C3+V", 3.0), ("X2C4", 1.0), ("X2C5", 2.5), ("X2C6", 1.0),
-          ("X3C6", 2.5), ("X4C6", 1.6), ("SV", 6.0), ("DV(5-8-5)", 6.0), ("DV(555-777)", 6.0), ("V3", 2.5),
-          ("V4", 2.0), ("V5", 1.0), ("V6", 1.0), ("SW(55-77)", 12.0), ("N-C3", 1.0), ("B-C3", 1.0),
-          ("GB(5-7)", 6.0))
+#: Defects of graphene's training set: single silicon atoms are easy; vacancies and turned bonds are hard and would be
+#: rare.
+GRAPHENE_KINDS = (("X-C3", 5.0), ("X-C4", 4.0), ("X-C3+V", 2.5), ("X2C4", 0.8), ("X2C5", 2.2), ("X2C6", 0.8),
+                  ("X3C6", 2.5), ("X4C6", 1.6), ("SV", 5.0), ("DV(5-8-5)", 4.0), ("DV(555-777)", 3.5), ("V3", 2.0),
+                  ("V4", 1.5), ("V5", 0.7), ("V6", 1.0), ("SW(55-77)", 5.0), ("N-C3", 1.0), ("B-C3", 0.7),
+                  ("GB(5-7)", 6.0))
 #: The recipes of the shipped models.
 RECIPES: dict[str, Recipe] = {r.name: r for r in (
-    Recipe("graphene-base", ("graphene",), GRAPHENE_CLASSES, filters=FILTERS, dopant="Si", n_train=9000, epochs=16,
-           kinds=FIRST_KINDS, unrelaxed=0.2),
-    Recipe("graphene", ("graphene",), GRAPHENE_CLASSES, filters=FILTERS, dopant="Si", n_train=8000, epochs=6,
-           learning_rate=1.5e-3, ranges=Ranges(exponent=(1.5, 1.95)), seed=12743, kinds=SECOND_KINDS, unrelaxed=0.5,
-           defect_weight=4.0, after="graphene-base"),
+    Recipe("graphene", ("graphene",), GRAPHENE_CLASSES, filters=FILTERS, dopant="Si", n_train=9000, epochs=16,
+           kinds=GRAPHENE_KINDS, unrelaxed=0.2),
     # As in the paper: plain cross-entropy. Its coarse decoder does better with the smaller discs.
     Recipe("graphene-paper", ("graphene",), GRAPHENE_CLASSES, architecture="paper", dopant="Si", radius_nm=0.022,
            epochs=30, class_weights=()),
@@ -195,17 +181,10 @@ def training_example(recipe: Recipe, index: int) -> tuple[NDArray[np.float32], N
     dopant = recipe.dopant if not recipe.dopant or rng.random() < 0.85 else str(rng.choice(OTHER_DOPANTS))
     specimen = random_specimen(material, fov, rng, kinds=dict(recipe.kinds) or None, dopant=dopant or "Si",
                                unrelaxed_probability=recipe.unrelaxed)
-    simulated = simulate_frame(specimen, conditions, rng, shape=(side, side))
+    simulated = simulate_frame(specimen, conditions, rng, shape=(side, side), truth_moves=recipe.labels_move)
     image, target = training_pair(simulated, classes=recipe.classes, model_pixel_nm=recipe.pixel_size_nm,
                                   radius_nm=recipe.radius_nm, vacancy_radius_nm=recipe.vacancy_radius_nm,
                                   host=recipe.host)
-    if recipe.defect_weight > 1 and simulated.defects:
-        special = np.concatenate([simulated.centers_px, *(simulated.sites.yx_px[list(d.site_ids)]
-                                                          for d in simulated.defects)])
-        rows, columns = ((np.arange(n) + 0.5) * side / n - 0.5 for n in target.shape)
-        grid = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1)
-        near = cKDTree(special).query(grid, distance_upper_bound=DEFECT_REACH_NM / conditions.pixel_nm)[0] < np.inf
-        target = np.where(near & (target != IGNORE), target + SPECIAL, target).astype(np.uint8)
     return image, target
 
 
@@ -334,16 +313,8 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, device: str = "
         tell("simulate", done_frames, recipe.n_train + recipe.n_validation)
 
     history: list[EpochLog] = []
-    in_first_part = bool(recipe.after) and not (folder / LOG).is_file() and (folder / BEFORE / LOG).is_file()
-    if resume and not in_first_part:
+    if resume:
         history = read_log(folder, recipe)
-    if recipe.after and start_from is None:
-        # The model this one starts from is made on the way, in a folder of its own, and resumed like this one.
-        start_from = folder / BEFORE
-        before = RECIPES[recipe.after]
-        started = (start_from / LOG).is_file()
-        if not started or len(read_log(start_from, before)) < before.epochs:
-            yield from train(before, start_from, resume=started, device=device, workers=workers, progress=progress)
     images, targets = simulate_set(recipe, 0, recipe.n_train, workers=workers, progress=simulated)
     check_images, check_targets = simulate_set(recipe, 10_000_000, recipe.n_validation, workers=workers,
                                                progress=simulated)
@@ -381,14 +352,12 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, device: str = "
             chosen = np.sort(order[step * recipe.batch:(step + 1) * recipe.batch])
             x, y = _batch(images[chosen], targets[chosen], rng)
             x, y = x.to(where), y.to(where)
-            special = (y >= SPECIAL) & (y != IGNORE)
-            y = torch.where(special, y - SPECIAL, y)
             if where.type == "cpu":
                 x = x.contiguous(memory_format=torch.channels_last)
             optimiser.zero_grad(set_to_none=True)
             with torch.autocast(where.type, torch.bfloat16, enabled=where.type != "mps"):
                 logits = network(x)
-            loss = _loss(logits.float(), y, weight, special, recipe.defect_weight)
+            loss = functional.cross_entropy(logits.float(), y, weight=weight, ignore_index=IGNORE)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
@@ -431,7 +400,6 @@ def evaluate(network: torch.nn.Module, images: NDArray[np.floating[Any]], target
         for k in range(0, len(images), batch):
             x = torch.from_numpy(images[k:k + batch].astype(np.float32))[:, None].to(device)
             y = torch.from_numpy(targets[k:k + batch].astype(np.int64)).to(device)
-            y = torch.where((y >= SPECIAL) & (y != IGNORE), y - SPECIAL, y)
             logits = network(x)
             counted = y != IGNORE
             loss += float(functional.cross_entropy(logits, y, ignore_index=IGNORE, reduction="sum"))
@@ -452,17 +420,6 @@ def _batch(images: NDArray[np.float16], targets: NDArray[np.uint8],
     x = x * rng.uniform(0.9, 1.1, (n, 1, 1)) + rng.uniform(-0.1, 0.1, (n, 1, 1))
     return (torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[:, None],
             torch.from_numpy(np.ascontiguousarray(y)))
-
-
-def _loss(logits: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, special: torch.Tensor,
-          defect_weight: float) -> torch.Tensor:
-    """Mean cross-entropy, weighted by class and in defects."""
-    if defect_weight == 1:
-        return functional.cross_entropy(logits, y, weight=weight, ignore_index=IGNORE)
-    each = functional.cross_entropy(logits, y, weight=weight, ignore_index=IGNORE, reduction="none")
-    counted = y != IGNORE
-    share = (1 + (defect_weight - 1) * special.float()) * counted
-    return (each * share).sum() / (weight[torch.where(counted, y, 0)] * share).sum().clamp(min=1.0)
 
 
 def _one_cycle(step: int, total: int) -> float:

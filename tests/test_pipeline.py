@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter, zoom
 
 from stemdl_core import Frame, FrameSequence, PixelSize, analyze_frame, analyze_sequence, load_model
 from stemdl_core.errors import CalibrationError, ModelError, StemdlError
@@ -173,6 +174,21 @@ def test_real_silicon_is_where_people_see_it(model, shared_data):
         # The lattice is complete: 2 atoms a cell of a^2 sqrt(3)/2 over the field, border atoms in or out.
         side = 256 * found.pixel_size.nm
         assert len(found.sites) == pytest.approx(2 * side**2 / (0.246**2 * 0.75**0.5), abs=8)
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, "Si-C3"), (1, "Si3C6"), (2, None)])
+def test_real_silicon_keeps_its_name_however_the_image_is_turned_cut_binned_or_blurred(model, shared_data, number, name):
+    image = np.load(shared_data / "graphene_si_haadf" / "frames.npy")[number].astype(np.float32)
+    pixel = 2.0 / 256
+    variants = [(np.rot90(image, turn)[:, ::flip], pixel) for turn in range(4) for flip in (1, -1)]
+    variants += [(image[y:y + 216, x:x + 216], pixel) for y in (0, 40) for x in (0, 40)]
+    variants += [(zoom(image, factor, order=1), pixel / factor) for factor in (0.5, 0.7, 1.5)]
+    variants += [(gaussian_filter(image, 1.0), pixel)]
+    noise = np.random.default_rng(1).normal(0, 0.7 * image.std(), image.shape)
+    variants += [((image + noise).astype(np.float32), pixel)]
+    for variant, pixel_nm in variants:
+        found = analyze_frame(Frame(np.ascontiguousarray(variant), PixelSize(pixel_nm)), model)
+        assert [d.name for d in found.defects] == ([name] if name else [])
 
 
 @pytest.mark.slow
