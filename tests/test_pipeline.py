@@ -177,7 +177,7 @@ def test_real_silicon_is_where_people_see_it(model, shared_data):
 
 
 @pytest.mark.parametrize(("number", "name"), [(0, "Si-C3"), (1, "Si3C6"), (2, None)])
-def test_real_silicon_keeps_its_name_however_the_image_is_turned_cut_binned_or_blurred(model, shared_data, number, name):
+def test_a_real_frame_keeps_its_names_turned_cut_binned_or_noisier(model, shared_data, number, name):
     image = np.load(shared_data / "graphene_si_haadf" / "frames.npy")[number].astype(np.float32)
     pixel = 2.0 / 256
     variants = [(np.rot90(image, turn)[:, ::flip], pixel) for turn in range(4) for flip in (1, -1)]
