@@ -279,9 +279,10 @@ def _bench(commands: Any) -> None:
         "stemdl bench --accuracy --out accuracy",
         "stemdl bench architectures --frames 20",
         "stemdl bench movies --oracle --frames 60",
+        "stemdl bench ablation --keep models",
     )
     parser.add_argument(
-        "table", nargs="?", choices=("accuracy", "architectures", "chemistry", "dose", "movies", "speed")
+        "table", nargs="?", choices=("ablation", "accuracy", "architectures", "chemistry", "dose", "movies", "speed")
     )
     parser.add_argument("--accuracy", action="store_true", help="the same as the table 'accuracy'")
     parser.add_argument(
@@ -295,6 +296,9 @@ def _bench(commands: Any) -> None:
         action="append",
         choices=("usual", "fast drift", "harder"),
         help="of movies, may be repeated (default: usual)",
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="ablation: where its small models stay, and are found again"
     )
     _out(parser, "none: only printed")
 

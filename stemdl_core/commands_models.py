@@ -142,7 +142,7 @@ def bench(args: Namespace) -> None:
             raise StemdlError(f"give either --accuracy or the table {args.table!r}")
         args.table = "accuracy"
     if args.table is None:
-        raise StemdlError("name a table: accuracy, architectures, chemistry, dose, movies or speed")
+        raise StemdlError("name a table: ablation, accuracy, architectures, chemistry, dose, movies or speed")
     if args.table == "accuracy":
         _bench_accuracy(args)
         return
@@ -160,6 +160,11 @@ def bench(args: Namespace) -> None:
                 frames_per_dose=frames,
                 progress=lambda done: bar.update(done - bar.n),
             )
+    elif args.table == "ablation":
+        from .bench_ablation import SMALL, ablation, variants
+
+        with progress_bar(SMALL.epochs * len(variants(SMALL)), "epochs", quiet=args.quiet) as bar:
+            table = ablation(frames=args.frames or 24, folder=args.keep, progress=lambda done: bar.update(done - bar.n))
     elif args.table == "chemistry":
         from .bench_chemistry import PUBLISHED, geometry
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -19,6 +22,14 @@ def _figure(columns: int) -> Figure:
     figure = Figure(figsize=(4.2 * columns, 3.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _plain_log(axes: Axes, *, x: bool = True, y: bool = False) -> None:
+    """Numbers as one writes them on logarithmic axes: 20 and not 2 x 10^1."""
+    for axis in [axes.xaxis] * x + [axes.yaxis] * y:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def reliability(judged: NDArray[np.float64], *, error: float, bins: int = 10) -> Figure:
@@ -60,10 +71,11 @@ def sites_by_dose(table: pd.DataFrame) -> Figure:
     left.plot(dose, table["site_F1"], "o-", ms=4, color=_BLUE, label="measured")
     left.plot([20, 100, 100, ends.max()], [0.98, 0.98, 0.995, 0.995], color=_RED, lw=1, ls="--", label="bar")
     left.set(xlabel="electrons per atom", ylabel="site F1", xscale="log")
-    left.legend(frameon=False)
+    left.legend(frameon=False, loc="lower right")
     right.plot(dose, table["rms_pm"], "o-", ms=4, color=_BLUE)
     right.set(xlabel="electrons per atom", ylabel="rms error per axis [pm]", xscale="log", ylim=(0, None))
     for axes in (left, right):
+        _plain_log(axes)
         axes.grid(alpha=0.3)
     return figure
 
@@ -72,16 +84,24 @@ def positions_over_bound(table: pd.DataFrame) -> Figure:
     """rms error over the Cramer-Rao bound by dose, for each pixel size: refinement, Laplacian, network."""
     kinds = list(dict.fromkeys(table["arrangement"]))
     figure = _figure(len(kinds))
-    for axes, kind in zip(np.atleast_1d(figure.subplots(1, len(kinds))), kinds, strict=True):
-        for marker, (pixel, rows) in zip("osD^v", table[table["arrangement"] == kind].groupby("pixel_pm"),
-                                         strict=False):
-            for column, colour in (("rms/bound", _BLUE), ("LoG+parabola/bound", _RED), ("network/bound", _GREY)):
-                name = f"{column.split('/')[0].replace('rms', 'refined')}, {pixel:.0f} pm/px"
-                if rows[column].notna().any():
-                    axes.plot(rows["electrons"], rows[column], marker=marker, ms=4, lw=1, color=colour, label=name)
+    ways = {"LoG+parabola/bound": ("Laplacian and parabola", _RED), "network/bound": ("network alone", _GREY),
+            "rms/bound": ("refined", _BLUE)}
+    markers = dict(zip(sorted(set(table["pixel_pm"])), "osD^v", strict=False))
+    panels = np.atleast_1d(figure.subplots(1, len(kinds), sharey=True))
+    for axes, kind in zip(panels, kinds, strict=True):
+        of_kind = table[table["arrangement"] == kind]
+        for column, (_, colour) in ways.items():
+            for pixel, rows in of_kind[of_kind[column].notna()].groupby("pixel_pm"):
+                axes.plot(rows["electrons"], rows[column], marker=markers[pixel], ms=4, lw=1, color=colour)
         axes.axhline(1.2, color="k", lw=0.8, ls="--")
-        axes.set(xlabel="electrons per atom", ylabel="rms error / Cramer-Rao bound", xscale="log", yscale="log",
-                 title=kind)
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(frameon=False, fontsize=6)
+        axes.set(xlabel="electrons per atom", xscale="log", yscale="log", title=f"{kind} columns".replace(
+            "lattice columns", "columns of a lattice"))
+        _plain_log(axes, y=True)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("rms error / Cramer-Rao bound")
+    # One legend for what colours mean and one for what markers mean, where the first panel is empty.
+    colours = [Line2D([], [], color=c, label=name) for name, c in ways.values()]
+    bar = Line2D([], [], color="k", lw=0.8, ls="--", label="bar")
+    pixels = [Line2D([], [], color="k", ls="", marker=m, ms=4, label=f"{p:.0f} pm/px") for p, m in markers.items()]
+    panels[0].legend(handles=[*colours, bar, *pixels], frameon=False, fontsize=7, loc="upper left", ncols=2)
     return figure

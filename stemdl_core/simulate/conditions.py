@@ -82,7 +82,8 @@ class Ranges:
     """Ranges from which `draw_conditions` draws. Pairs are (low, high); doses and pixels log-uniform.
 
     ``nuisance`` is the probability with which each of the disturbances is switched on; ``pair_coherence`` the largest
-    value of a condition that half of the frames have.
+    value of a condition that half of the frames have; ``hiding`` a factor on the probability of what hides the lattice
+    (contamination, holes, second layers).
     """
 
     pixel_nm: tuple[float, float] = (0.005, 0.030)
@@ -96,6 +97,7 @@ class Ranges:
     strain: float = 0.02
     nuisance: float = 0.5
     pair_coherence: float = 0.0
+    hiding: float = 1.0
 
 
 def draw_conditions(rng: np.random.Generator, ranges: Ranges | None = None) -> Conditions:
@@ -141,11 +143,11 @@ def draw_conditions(rng: np.random.Generator, ranges: Ranges | None = None) -> C
         strain=((stretch[0, 0], stretch[0, 1]), (stretch[1, 0], stretch[1, 1])),
         ripple_nm=rng.uniform(0, 0.012) if on(nuisance) else 0.0,
         gradient=rng.uniform(-0.5, 0.5) if on(0.5 * nuisance) else 0.0,
-        contamination=rng.uniform(0.05, 0.6) if on(0.6 * nuisance) else 0.0,
+        contamination=rng.uniform(0.05, 0.6) if on(0.6 * r.hiding * nuisance) else 0.0,
         contamination_strength=log_uniform(0.3, 6.0),
         contamination_smear_nm=rng.uniform(0.0, 0.2),
-        vacuum=rng.uniform(0.05, 0.5) if on(0.3 * nuisance) else 0.0,
-        second_layer=rng.uniform(0.1, 0.5) if on(0.1 * nuisance) else 0.0,
+        vacuum=rng.uniform(0.05, 0.5) if on(0.3 * r.hiding * nuisance) else 0.0,
+        second_layer=rng.uniform(0.1, 0.5) if on(0.1 * r.hiding * nuisance) else 0.0,
         line_noise=rng.uniform(0, 0.06) if on(0.3 * nuisance) else 0.0,
         smoothing_px=rng.uniform(0.5, 0.045 / pixel) if on(0.25 * nuisance) and pixel < 0.03 else 0.0,
         hot_pixels=int(rng.integers(1, 4)) if on(0.1 * nuisance) else 0,

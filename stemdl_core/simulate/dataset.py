@@ -91,7 +91,7 @@ class SimulatedFrame:
 
 
 def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Generator, *,
-                   shape: tuple[int, int] | None = None) -> SimulatedFrame:
+                   shape: tuple[int, int] | None = None, truth_moves: bool = True) -> SimulatedFrame:
     """Take a picture of a specimen.
 
     Parameters
@@ -104,6 +104,9 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
         Source of noise and of the random parts of the disturbances.
     shape : (int, int), optional
         (H, W) [px]; by default what covers the specimen's field of view.
+    truth_moves : bool
+        Whether jitter and drift of the scan move the truth with the pixels. Without it the truth is where the columns
+        would be in an undisturbed scan: only for showing what that costs.
     """
     c = conditions
     fov = np.broadcast_to(np.asarray(specimen.fov_nm, dtype=np.float64), (2,))
@@ -188,10 +191,11 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
         image = degrade.bad_pixels(image, hot=c.hot_pixels, dead_lines=c.dead_lines, rng=rng)
 
     # Truth, in the distorted image.
+    seen = disturbed if truth_moves else Scan.regular(disturbed.shape, c.pixel_nm)
     kept = np.array([not removed[m].all() for m in members]) if removed.any() else np.ones(len(members), bool)
-    apparent = disturbed.apparent_px(columns, c.probe.sigma_nm)
+    apparent = seen.apparent_px(columns, c.probe.sigma_nm)
     inside = ((apparent > -0.5) & (apparent < np.asarray(shape) - 0.5)).all(axis=1) & kept
-    hidden = _hidden(shape, c.pixel_nm, hidden_fields, disturbed, columns[kept])
+    hidden = _hidden(shape, c.pixel_nm, hidden_fields, seen, columns[kept])
     species = np.array([_column_species(symbols[m], material.species) for m in members], dtype="U4")
     intensity = np.array([atom_intensity[m].sum() for m in members])
     where = np.flatnonzero(inside)
@@ -206,8 +210,8 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
     column_of_atom = np.empty(len(yx), dtype=int)
     for k, m in enumerate(members):
         column_of_atom[m] = k
-    defects, centers_px = _true_defects(specimen.defects, centers, disturbed, c, column_of_atom, new_index, hidden)
-    vacancies_px = disturbed.apparent_px(vacancies, c.probe.sigma_nm)
+    defects, centers_px = _true_defects(specimen.defects, centers, seen, c, column_of_atom, new_index, hidden)
+    vacancies_px = seen.apparent_px(vacancies, c.probe.sigma_nm)
     inside_v = ((vacancies_px > -0.5) & (vacancies_px < np.asarray(shape) - 0.5)).all(axis=1)
     frame = Frame(image, PixelSize(c.pixel_nm, "metadata", c.pixel_nm), source="simulation")
     return SimulatedFrame(frame, sites, visible, hidden, vacancies_px[inside_v], defects, centers_px, c, material.name)
