@@ -157,9 +157,10 @@ RECIPES: dict[str, Recipe] = {r.name: r for r in (
     # As in the paper: plain cross-entropy. Its coarse decoder does better with the smaller discs.
     Recipe("graphene-paper", ("graphene",), GRAPHENE_CLASSES, architecture="paper", dopant="Si", radius_nm=0.022,
            epochs=30, class_weights=()),
-    Recipe("mx2", ("MoSe2", "MoS2", "WS2", "WSe2"), MX2_CLASSES, pixel_size_nm=0.025, radius_nm=0.032,
-           vacancy_radius_nm=0.050, crop_px=128, n_train=4000, epochs=10,
-           ranges=Ranges(pixel_nm=(0.006, 0.045), scale_error=0.025)),
+    # Exponents as low as low-angle detectors have them, on which chalcogen pairs scatter coherently.
+    Recipe("mx2", ("MoSe2", "MoS2", "WS2", "WSe2"), MX2_CLASSES, filters=FILTERS, pixel_size_nm=0.025, radius_nm=0.032,
+           vacancy_radius_nm=0.050, n_train=5000, ranges=Ranges(pixel_nm=(0.006, 0.045), scale_error=0.025,
+                                                                exponent=(0.9, 2.0), pair_coherence=0.65)),
 )}
 
 
