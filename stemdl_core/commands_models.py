@@ -124,8 +124,7 @@ def _recipe(args: Namespace) -> Recipe:
     changes = {k: v for k, v in given.items() if v is not None}
     if args.imaging not in (None, recipe.imaging):
         # Nitrogen is what a tunnelling microscope sees best; nothing in its pictures is masked or of Z-contrast.
-        changes |= {"imaging": args.imaging, "name": f"{recipe.name}-{args.imaging}", "dopant": "N", "kinds": (),
-                    "after": ""}
+        changes |= {"imaging": args.imaging, "name": f"{recipe.name}-{args.imaging}", "dopant": "N", "kinds": ()}
     if "architecture" in changes and changes["architecture"] != recipe.architecture:
         changes["filters"] = ()  # the architecture's own
     if "n_train" in changes:

@@ -148,7 +148,10 @@ def tune(model: Model, frames: Sequence[SimulatedFrame] | Iterator[SimulatedFram
             answers.append((right, wrong, len(result.missed)))
         if progress:
             progress(k + 1)
-    choices = [_best_threshold(limit, answers) for limit, answers in collected.items()]
+    choices = [_best_threshold(limit, answers) for limit, answers in collected.items()
+               if any(len(right) for right, _, _ in answers)]
+    if not choices:
+        raise ModelError("the network finds no atoms in the test frames: train it longer")
     return max(choices, key=lambda choice: choice.counts.f1)
 
 
@@ -158,8 +161,6 @@ def _best_threshold(masked: float, answers: list[tuple[NDArray[np.float64], NDAr
     missed = sum(a[2] for a in answers)
     response = np.concatenate([right, wrong])
     truth = np.concatenate([np.ones(len(right)), np.zeros(len(wrong))])
-    if not truth.any():
-        raise ModelError("the network finds no atoms in the test frames: train it longer")
     order = np.argsort(-response)
     hits = np.cumsum(truth[order])
     f1 = 2 * hits / (np.arange(1, len(order) + 1) + truth.sum() + missed)
