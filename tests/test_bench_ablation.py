@@ -67,6 +67,7 @@ def test_test_frames_are_the_same_for_all_models() -> None:
     assert one.conditions.jitter_nm > 0
 
 
+@pytest.mark.slow
 def test_table_has_both_kinds_of_positions_and_models_are_kept(tmp_path: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     # Thresholds of a network that has learned nothing: there is none to choose.

@@ -62,6 +62,7 @@ def test_positions_meet_their_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lattice["rms/bound"] < lattice["network/bound"]
 
 
+@pytest.mark.slow
 def test_command_writes_tables_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_accuracy, "DOSES", ((100.0, 200.0), (200.0, 500.0)))
     monkeypatch.setattr(bench_accuracy, "PIXELS_NM", ((0.012, 0.018),))

@@ -205,6 +205,7 @@ def what_a_person_says(name, simulated, analysis):
     return said
 
 
+@pytest.mark.slow
 def test_the_whole_loop(tmp_path, blind, capsys, monkeypatch):
     """Not known -> shown by a person in four frames -> a class with a name -> retrained -> found in frames to come."""
     monkeypatch.chdir(tmp_path)
