@@ -218,7 +218,7 @@ def test_panel_switches_live_on_and_off(scan):
             assert handler.atoms.live_label.value == "Go live"
             handler.live_clicked(None)
             assert live.find(item) is not None
-            assert len(dc.document_model.data_items) == 4
+            assert len(dc.document_model.data_items) == 5, "two images, an overlay, two tables"
             select(dc, other)
             assert not handler.atoms.is_live.value
         finally:

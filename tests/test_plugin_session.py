@@ -13,7 +13,7 @@ pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not inst
 
 from nion.swift import Facade
 from nion.swift.test import TestContext
-from swift_support import FakeScan, image_with, lattice_stand_in, live_image, select, swift, wait_for
+from swift_support import FakeScan, add_image, image_with, lattice_stand_in, live_image, select, swift, wait_for
 
 from nionswift_plugin.stemdl import (
     actions,
@@ -64,6 +64,11 @@ def scan(monkeypatch):
     return fake
 
 
+def lines_of(item):
+    """The lines of a plot, without the room at their end."""
+    return [row[np.isfinite(row)].tolist() for row in np.asarray(item.data)]
+
+
 class Beam:
     """Sends frames and waits until each has been followed or let pass."""
 
@@ -107,7 +112,8 @@ def test_start_pause_go_on_stop_from_the_panel(scan):
             items = len(dc.document_model.data_items)
             assert items == 4 + 4, "overlay and two tables; trajectories, tracks and two lines"
             assert {i.category for i in dc.document_model.data_items} == {"temporary"}
-            assert run.counts.data.tolist() == [[0.0] + [1.0] * 5], "a second reading confirms it"
+            assert lines_of(run.counts) == [[0.0] + [1.0] * 5], "a second reading confirms it"
+            assert run.counts.data.shape == (1, plots.LEAST_POINTS), "a growing plot keeps its shape"
             display_item = dc.document_model.get_display_item_for_data_item(run.counts)
             assert display_item.used_display_type == "line_plot"
 
@@ -120,8 +126,8 @@ def test_start_pause_go_on_stop_from_the_panel(scan):
             assert not run.is_paused
             beam.frames(8)
             wait_for(lambda: run.status.frames == 14, dc)
-            assert run.counts.data.shape == (1, 14)
-            assert run.counts.data[0, -1] == 0.0
+            (line,) = lines_of(run.counts)
+            assert (len(line), line[-1]) == (14, 0.0)
             assert [e["kind"] for e in run.table.metadata["stemdl"]["events"]] == ["death"]
             assert handler.tracks.events.value[0].endswith("death   Si-C3")
             handler.tracks.event_index.value = 0  # the frames of a scan are not kept: nothing happens
@@ -158,7 +164,7 @@ def test_a_scan_that_is_moved_is_no_drift_and_another_scale_begins_anew(scan):
         scan.parameters.fov_nm = 2 * FOV["fov_nm"]
         beam.frames(3, (64, 64))
         wait_for(lambda: run.status.frames == 11, dc)
-        assert run.counts.data.shape == (1, 3), "lines begin anew"
+        assert [len(line) for line in lines_of(run.counts)] == [3], "lines begin anew"
         session.stop_all()
         live.stop_all()
 
@@ -221,6 +227,28 @@ class TestSeries:
 
     def test_no_line_is_still_data(self):
         assert plots.Series(most=10, missing=float("nan")).xdata(units="x").data_shape == (1, 1)
+
+    def test_room_at_the_end_doubles_when_it_is_used_up(self):
+        series, lengths = plots.Series(most=300, missing=0.0), []
+        for n in range(1000):
+            series.append({"a": n})
+            lengths.append(series.xdata(units="x", padded=True).data_shape[1])
+        assert sorted(set(lengths)) == [64, 128, 256, 300]
+        assert lengths == sorted(lengths)
+        data = series.xdata(units="x", padded=True).data
+        assert data[0].tolist() == list(range(700, 1000))
+
+    def test_lines_with_gaps_have_axis_limits(self):
+        """Swift itself finds none where a value is missing."""
+        with swift() as dc:
+            item = add_image(dc, np.zeros((4, 4), np.float32), title="Lines")
+            series = plots.Series(most=10, missing=float("nan"))
+            series.append({"a": 100.0})
+            series.append({"b": 131.0})
+            plots.update(item, series.xdata(units="\N{DEGREE SIGN}", padded=True))
+            display_item = dc.document_model.get_display_item_for_data_item(item)
+            low, high = (display_item.get_display_property(n) for n in ("y_min", "y_max"))
+            assert low <= 100 < 131 < high <= 150
 
     def test_angles_go_on_past_their_symmetry(self):
         unwrapped = plots.Unwrapped()

@@ -19,16 +19,20 @@ pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not inst
 
 from nion.swift import Facade
 from nion.swift.test import TestContext
-from swift_support import FakeScan, image_with, live_image, press, stand_in, swift
+from swift_support import FakeScan, image_with, lattice_stand_in, live_image, press, select, swift
 
-from nionswift_plugin.stemdl import actions, computations, engine, live, marks, microscope, session
-from stemdl_core.sites import Sites
+from nionswift_plugin.stemdl import actions, computations, engine, live, marks, microscope, panel, session
+from stemdl_core.analysis import Defects
+from stemdl_core.calibration import PixelSize
+from stemdl_core.frames import Frame
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 Facade.initialize()
 FRAMES = int(os.environ.get("STEMDL_SOAK", "0"))
 FRAME_S = 0.2
+#: Field of view of 512 pixels with 2,000 atoms of graphene [nm].
+FOV_NM = 7.2
 
 
 @pytest.fixture(autouse=True)
@@ -62,15 +66,31 @@ def rss_mb() -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def crowded(frame, **_):
-    """As the stand-in, with carbon atoms around: 2,000 atoms and 20 defects."""
-    found = stand_in(frame)
-    count = 2000 - len(found.sites)
-    y, x = np.divmod(np.arange(count), 44)
-    yx = np.concatenate([found.sites.yx_px, np.stack([6.0 + 11 * y, 6.0 + 11 * x], axis=1)])
-    species = np.concatenate([found.sites.species, np.full(count, "C")])
-    sites = Sites.from_columns(y_px=yx[:, 0], x_px=yx[:, 1], species=species)
-    return dataclasses.replace(found, sites=sites)
+def crowded(count):
+    """Images and what is found in them: 2,000 atoms of graphene that drift, with 50 defects.
+
+    Every atom moves in every frame, and one of the defects changes its name.
+    """
+    spots = [(40 + 60 * (i // 7), 40 + 70 * (i % 7)) for i in range(50)]
+    first = lattice_stand_in(Frame(image_with(*spots, size=512), PixelSize(FOV_NM / 512)))
+    images, found = [], []
+    for k in range(count):
+        image = image_with(*spots, size=512)
+        image[0, 0] = k
+        step = 0.7 * k
+        sites = dataclasses.replace(first.sites, x_px=first.sites.x_px + step)
+        defects = Defects(
+            tuple(
+                dataclasses.replace(
+                    d, center_px=(d.center_px[0], d.center_px[1] + step),
+                    name="Si-C4" if d.id == k else d.name,
+                )
+                for d in first.defects
+            )
+        )  # fmt: skip
+        images.append(image)
+        found.append(dataclasses.replace(first, sites=sites, defects=defects))
+    return images, lambda frame, **_: found[int(frame.image[0, 0])]
 
 
 @pytest.mark.slow
@@ -80,13 +100,14 @@ def crowded(frame, **_):
 @pytest.mark.parametrize("tracked", [False, True])
 def test_soak(scan, monkeypatch, tracked):
     """Many frames with 2,000 atoms: nothing grows, nothing is written, the main thread's steps stay short."""
-    monkeypatch.setattr(engine, "analyze", crowded)
-    scan.parameters.fov_nm = 512 * 0.02
-    frames = [image_with(*[(12 + 24 * i, 200 + k) for i in range(20)], size=512)
-              for k in range(3)]  # fmt: skip
+    frames, analyze = crowded(3)
+    monkeypatch.setattr(engine, "analyze", analyze)
+    scan.parameters.fov_nm = FOV_NM
     with swift() as dc:
+        handler = panel.PanelHandler(dc)
         item = live_image(dc, 512)
         press(dc)
+        select(dc, item)
         running = live.find(item)
         if tracked:
             actions.track(dc, dc.document_model.get_display_item_for_data_item(item))
@@ -95,24 +116,34 @@ def test_soak(scan, monkeypatch, tracked):
         memory, steps = [], []
         for index in range(40):
             scan.finish(frames[index % 3], index)
-            while running.status.analysed <= index:
+            longest, begin = 0.0, time.perf_counter()
+            while running.status.analysed <= index and time.perf_counter() < begin + 60:
                 start = time.thread_time()
                 dc.periodic()
-                steps.append(time.thread_time() - start)
+                longest = max(longest, time.thread_time() - start)
                 time.sleep(0.002)
+            steps.append(longest)
             if index % 10 == 9:
                 memory.append(rss_mb())
         known = computations.find(dc.document_model, item)
-        assert known.table.metadata["stemdl"]["atoms"] == 2000
+        assert known.table.metadata["stemdl"]["atoms"] > 1900
+        assert len(known.table.metadata["stemdl"]["defects"]) == 50
         assert len(dc.document_model.get_display_item_for_data_item(item).graphics) == marks.MOST_LIVE_MARKS
         assert len(dc.document_model.data_items) == items
         assert sorted(os.listdir(".")) == files, "nothing is written to the disk"
         assert running.status.dropped == 0
+        if tracked:
+            assert session.find(item).status.tracks == 50
         assert memory[-1] - memory[0] < 30
-        # The first step makes the marks; each later one moves them. CPU time: the machine may be busy.
-        assert sorted(steps)[-3] < 0.1, f"{sorted(steps)[-3]:.3f} s"
+        print(f"\nmain thread, longest step a frame: median {1e3 * np.median(steps[1:]):.0f} ms CPU, "
+              f"longest {1e3 * max(steps[1:]):.0f} ms, of the first frame {1e3 * steps[0]:.0f} ms")  # fmt: skip
+        # The first frame makes the marks, each later one moves them. CPU time, but on a busy machine that is
+        # longer, too: the bar of 50 ms holds for the middle, and twice that for all.
+        assert np.median(steps[1:]) < 0.05
+        assert sorted(steps[1:])[-2] < 0.1
         session.stop_all()
         live.stop_all()
+        handler.close()
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import numpy
 from nion.data import DataAndMetadata
 from nion.utils import Event
 
-from . import adapters, computations, engine, marks
+from . import adapters, computations, engine, marks, publish
 
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
@@ -166,7 +166,8 @@ class LiveAnnotation:
         self.__seen = self.__dropped = self.__analysed = 0
         self.__thread = threading.Thread(target=self.__work, name="stemdl-live", daemon=True)
         self.__thread.start()
-        self.__removed_listener = table.about_to_be_removed_event.listen(self.close)
+        self.__removed_listener = table.about_to_be_removed_event.listen(self.__end)
+        self.__collector: publish.CalmCollector | None = None
         self.__listener = self.__hardware_source.data_channel_updated_event.listen(self.__frame_changed)
 
     @property
@@ -184,11 +185,18 @@ class LiveAnnotation:
 
     def close(self) -> None:
         """Stop; the results stay. On the main thread."""
+        if not self.__closed:
+            self.__end()
+            publish.date((self.overlay, self.table, self.defect_table))
+
+    def __end(self) -> None:
         if self.__closed:
             return
         self.__listener.close()
         self.__removed_listener.close()
         self.__listener = self.__removed_listener = typing.cast(typing.Any, None)
+        if self.__collector is not None:
+            self.__collector.close()
         with self.__condition:
             self.__closed = True
             self.__newest = self.__result = None
@@ -293,12 +301,14 @@ class LiveAnnotation:
             if result is None or self.__closed:
                 return
             self.__analysed += 1
+        # After the first result, when everything has been loaded.
+        self.__collector = self.__collector or publish.CalmCollector()
         contents = result.contents
         if contents is not None and not (self.overlay._closed or self.table._closed):
-            self.overlay.set_xdata(contents.overlay)
-            self.table.set_xdata(contents.table)
+            publish.put(self.overlay, contents.overlay, keep_date=True)
+            publish.put(self.table, contents.table, keep_date=True)
             if self.defect_table is not None and not self.defect_table._closed:
-                self.defect_table.set_xdata(contents.defect_table)
+                publish.put(self.defect_table, contents.defect_table, keep_date=True)
             display_item = computations.display_item_of(self.source)
             if display_item is not None:
                 marks.update_marks(

@@ -16,7 +16,7 @@ if typing.TYPE_CHECKING:
 #: Swift resends all graphics of an image at each change of one: more than this many make it slow.
 MOST_MARKS = 50
 #: The same for a live image, where most of them move at each frame and the main thread pays for each.
-MOST_LIVE_MARKS = 16
+MOST_LIVE_MARKS = 24
 _MARK_ID = "stemdl.defect."
 _MARK_COLOUR, _UNKNOWN_COLOUR = "#FFDD57", "#FF8AC4"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import typing
 
 import numpy
 from nion.data import Calibration, DataAndMetadata
 
-from . import adapters
+from . import adapters, publish
 
 if typing.TYPE_CHECKING:
     from nion.swift.model import DataItem, DisplayItem
@@ -16,6 +17,8 @@ if typing.TYPE_CHECKING:
 
 #: Lines of a plot at most: Swift draws no more than sixteen, and a reader tells no more than eight apart.
 MOST_LINES = 8
+#: Frames that a growing plot has room for at the beginning.
+LEAST_POINTS = 64
 OTHERS = "others"
 #: Okabe & Ito's palette: apart for colour-blind eyes, and visible on Swift's white plots.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#666666")
@@ -71,10 +74,18 @@ class Series:
         lines, points = max(len(self.labels), 1), max(self._count, 1)
         return self._values[:lines, max(0, points - self._most) : points].copy()
 
-    def xdata(self, *, units: str) -> DataAndMetadata.DataAndMetadata:
-        """The lines as Swift's data: one row a line, frames along it."""
+    def xdata(self, *, units: str, padded: bool = False) -> DataAndMetadata.DataAndMetadata:
+        """The lines as Swift's data: one row a line, frames along it.
+
+        Padded lines keep their length, with nothing at the end, until that is used up and doubles: Swift
+        builds the whole inspector anew whenever the shape of the selected item changes.
+        """
         values = self.values()
         shown = max(self._count, 1) - values.shape[1]
+        if padded:
+            length = min(max(LEAST_POINTS, 2 ** math.ceil(math.log2(values.shape[1]))), self._most)
+            padding = numpy.full((len(values), max(length - values.shape[1], 0)), numpy.nan, numpy.float32)
+            values = numpy.concatenate([values, padding], axis=1)
         return DataAndMetadata.new_data_and_metadata(
             values,
             intensity_calibration=Calibration.Calibration(0.0, 1.0, units),
@@ -149,6 +160,10 @@ def show_as_lines(display_item: DisplayItem.DisplayItem, labels: typing.Sequence
         display_item.display_type = None
         display_item.display_type = "line_plot"
         display_item.set_display_property("legend_position", "top-right" if labels else None)
+    low, high = _limits(data_item.xdata.data)
+    for name, limit in (("y_min", low), ("y_max", high)):
+        if display_item.get_display_property(name) != limit:
+            display_item.set_display_property(name, limit)
     for index, label in enumerate(labels[: len(display_item.display_layers)]):
         colour = COLOURS[index % len(COLOURS)]
         for name, value in (("label", label), ("stroke_color", colour), ("fill_color", None)):
@@ -156,9 +171,20 @@ def show_as_lines(display_item: DisplayItem.DisplayItem, labels: typing.Sequence
                 display_item._set_display_layer_property(index, name, value)
 
 
-def update(item: DataItem.DataItem, xdata: DataAndMetadata.DataAndMetadata) -> None:
+def _limits(values: numpy.ndarray) -> tuple[float, float]:
+    """Axis limits for lines with gaps, for which Swift finds none; coarse, so that they change seldom."""
+    known = values[numpy.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    low = 0.0 if 0 < low < 0.5 * high else low
+    step = 10.0 ** math.floor(math.log10(max(high - low, 1.0)))
+    return step * math.floor(low / step), step * (math.floor(high / step) + 1)
+
+
+def update(
+    item: DataItem.DataItem, xdata: DataAndMetadata.DataAndMetadata, *, keep_date: bool = False
+) -> None:
     """Put new lines into an item and let Swift draw all of them. On the main thread."""
-    item.set_xdata(xdata)
+    publish.put(item, xdata, keep_date=keep_date)
     display_item = item._document_model.get_display_item_for_data_item(item) if item._document_model else None
     if display_item is not None:
         show_as_lines(display_item, xdata.metadata[adapters.METADATA_KEY]["labels"])

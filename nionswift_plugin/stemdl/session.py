@@ -18,7 +18,7 @@ from nion.data import DataAndMetadata
 from nion.swift.model import DataItem
 from nion.utils import Event
 
-from . import adapters, commands, computations, live, plots, tracking
+from . import adapters, commands, computations, live, plots, publish, tracking
 from .scanning import Geometry, forget
 
 if typing.TYPE_CHECKING:
@@ -103,7 +103,7 @@ class LiveTracking:
         self.__pictures: _Pictures | None = None
         self.__drawn_s = -1e9
         self.__make_items(document_controller)
-        self.__removed_listener = self.table.about_to_be_removed_event.listen(self.stop)
+        self.__removed_listener = self.table.about_to_be_removed_event.listen(self.__end)
         annotation.attach(self)
 
     def __fresh(self) -> None:
@@ -132,13 +132,16 @@ class LiveTracking:
             (self.__angles, _("{} (Rotor Angles)"), "\N{DEGREE SIGN}"),
         )
         self.counts, self.angles = (
-            self.__item(document_model, s.xdata(units=units), name.format(title), self.table)
+            self.__item(document_model, s.xdata(units=units, padded=True), name.format(title), self.table)
             for s, name, units in lines
         )
         display_item = computations.display_item_of(self.source)
+        selected = document_controller.selected_display_panel
         if display_item is not None:
             for item in (self.picture, self.counts):
                 commands.show_beside(document_controller, display_item, item)
+            # The scan stays in the user's hands: what is shown beside it takes neither keys nor buttons.
+            document_controller.selected_display_panel = selected
 
     def __item(self, document_model: typing.Any, xdata: typing.Any, title: str, source: typing.Any) -> typing.Any:
         item = DataItem.new_data_item(xdata)
@@ -224,8 +227,8 @@ class LiveTracking:
                 dimensional_calibrations=calibrations,
                 metadata={key: {"overlay": adapters.SCHEMA}},
             ),
-            self.__counts.xdata(units=_("defects")),
-            self.__angles.xdata(units="\N{DEGREE SIGN}"),
+            self.__counts.xdata(units=_("defects"), padded=True),
+            self.__angles.xdata(units="\N{DEGREE SIGN}", padded=True),
             self.__table(frame.number, drift_px),
         )
         with self.__lock:
@@ -263,10 +266,10 @@ class LiveTracking:
         with self.__lock:
             pictures, self.__pictures = self.__pictures, None
         if pictures is not None and not self.__stopped and not self.table._closed:
-            self.picture.set_xdata(pictures.overlay)
-            plots.update(self.counts, pictures.counts)
-            plots.update(self.angles, pictures.angles)
-            self.table.set_xdata(pictures.table)
+            publish.put(self.picture, pictures.overlay, keep_date=True)
+            plots.update(self.counts, pictures.counts, keep_date=True)
+            plots.update(self.angles, pictures.angles, keep_date=True)
+            publish.put(self.table, pictures.table, keep_date=True)
         self.__tell()
 
     def __tell(self) -> None:
@@ -293,6 +296,11 @@ class LiveTracking:
 
     def stop(self) -> None:
         """End; the results stay as long as the scan's image."""
+        if not self.__stopped:
+            self.__end()
+            publish.date((self.table, self.picture, self.counts, self.angles))
+
+    def __end(self) -> None:
         if self.__stopped:
             return
         self.__stopped = True
