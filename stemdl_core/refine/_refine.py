@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from ..errors import StemdlError
+from .beyond import columns_beyond
 from .check import Check, check_residual, local_misfit
 from .fit import Fit, Prior, State, height_prior
 from .grid import estimate_noise
@@ -22,6 +23,9 @@ _TOLERANCES = (0.1, 0.05, 0.02)
 #: A step that is this small beside the columns' own uncertainty is the last one: the next would be a third of it,
 #: and what is missing adds 1 % to the error.
 _SMALL_STEP = 0.5
+
+#: Part of what is known about a height that has to come from the column's own pixels for it to be told from its group.
+LEAST_SHARE = 0.02
 
 #: No two columns are this close in projection [pm].
 COLLAPSED_PM = 65.0
@@ -76,6 +80,12 @@ def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, 
         labels = np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
     if not len(y0):
         return unrefined(y0, x0, prior_sigma_pm)
+    # Left out, the light of the columns just out of view pulls those at the rim by twice their own uncertainty.
+    beyond, like = columns_beyond(np.stack([y0, x0], 1), (image.shape[0], image.shape[1]),
+                                  pixel_size_nm=pixel_size_nm)
+    asked = len(y0)
+    y0, x0, labels = np.r_[y0, beyond[:, 0]], np.r_[x0, beyond[:, 1]], np.r_[labels, labels[like]]
+
     def fitted(noise_factor: float) -> Refined:
         work = Work(image, usable, y0, x0, pixel_pm=1e3 * pixel_size_nm, noise_factor=noise_factor,
                     sigma_pm=None if sigma_probe_nm is None else 1e3 * sigma_probe_nm)
@@ -88,7 +98,8 @@ def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, 
     # far too little: the fit would follow the noise, away from good start positions. Once more with what was seen.
     if refined.imaging is not None and refined.imaging.misfit > CORRELATED:
         refined = fitted(refined.imaging.misfit)
-    return refined
+    return replace(refined, **{f.name: getattr(refined, f.name)[:asked]
+                               for f in fields(refined) if f.name != "imaging"})
 
 
 def _check(image: NDArray[np.floating], y: Array, x: Array, pixel_size_nm: float, groups: ArrayLike | None,
@@ -168,8 +179,12 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     # The group's share taken out of the height again: what the column itself says, its neighbours being
     # typical.
     alone = own_cov[:, 0, 0]
-    free = 1 / np.maximum(1 / alone - prior.precision[:, 0], 1e-6 / alone)
-    height = free * (state.height / alone - prior.precision[:, 0] * prior.mean[:, 0])
+    share = 1 - prior.precision[:, 0] * alone
+    # Where hardly anything comes from the column itself, taking the rest out leaves rounding errors.
+    told = share > LEAST_SHARE
+    share = np.where(told, share, 1.0)
+    free = alone / share
+    height = prior.mean[:, 0] + (state.height - prior.mean[:, 0]) / share
     free = free + more[:, 0, 0] * (free / alone) ** 2
     moved = step_pm * np.hypot(state.y - start[:, 1], state.x - start[:, 2])
     seen = normal.diagonal[:, 0, 0] * np.median(state.height) ** 2 > 1
