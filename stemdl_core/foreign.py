@@ -16,6 +16,8 @@ LEAST_EXPONENT = 1.3
 #: Spread of the intensity of host columns about their median beyond the error of the fit, and by how many standard
 #: deviations a foreign atom has to exceed it.
 HOST_SPREAD, DOPANT_SIGMAS = 0.15, 2.5
+#: Intensity of host columns under a patch that is not thick enough to be masked.
+UNDER_DIRT = 2.4
 #: Relative uncertainty of the intensity that divides host from foreign atoms.
 LIMIT_SPREAD = 0.10
 #: Relative error of intensities in images whose pixels share their noise (smoothed, enlarged).
@@ -45,19 +47,16 @@ def foreign_sites(*, intensity: NDArray[np.float64], sigma: NDArray[np.float64],
     """
     network = share > 0.5
     least = contrast**LEAST_EXPONENT
-    with np.errstate(invalid="ignore"):
-        clear = network & (intensity - sigma > least)
-    # Half way, on the logarithmic scale, between a host column and a foreign atom: the image's own clear ones where it
-    # has some, the faintest to be expected otherwise.
-    level = max(float(np.median(intensity[clear])), least) if clear.any() else least
-    limit = min(np.sqrt(level), 0.85 * least)
+    # Half way, on the logarithmic scale, between a host column and the faintest foreign atom, but beyond what a host
+    # column under a patch of contamination reaches, where the element allows.
+    limit = min(max(np.sqrt(least), UNDER_DIRT), 0.8 * least)
     with np.errstate(invalid="ignore"):
         above = (intensity - limit) / np.hypot(sigma, LIMIT_SPREAD * limit)
         beyond_host = (intensity - 1) / np.hypot(sigma, HOST_SPREAD)
-        agreed = network & (above > -1) & (beyond_host > DOPANT_SIGMAS)
+        agreed = network & (above > -0.5) & (beyond_host > DOPANT_SIGMAS)
         half = (share > HALF_BELIEF) & (above > 1) & (beyond_host > DOPANT_SIGMAS + 1)
         # So bright that no host column can be: the network missed the class, not the atom.
-        bright = above > 4
+        bright = above > 3.4
         # Heights of overlapping columns trade against each other where neighbouring pixels share their noise.
         objected = (intensity - limit) / np.hypot(ROUGH * intensity, LIMIT_SPREAD * limit) < -1
     return np.where(measured, agreed | half | bright, network & ~objected)

@@ -158,12 +158,14 @@ def _make_sites(card: ModelCard, peaks: Peaks, keep: NDArray[np.bool_],
         return Sites.empty()
     is_dopant = peaks.dopant[keep].copy()
     amplitude, sigma = refined.amplitude, refined.amplitude_sigma
-    host = amplitude[~is_dopant & refined.converged]
-    unit = float(np.median(host)) if len(host) else float(np.median(amplitude))
+    host = amplitude[~is_dopant & refined.converged & np.isfinite(amplitude)]
+    if not len(host):
+        host = amplitude[np.isfinite(amplitude)]
+    unit = float(np.median(host)) if len(host) else 0.0
     intensity, intensity_sigma = amplitude / unit, sigma / abs(unit)
     if unit <= 0:
         intensity[:] = np.nan
-    measured = refined.converged.copy()
+    measured = refined.converged & np.isfinite(amplitude)
     if refined.imaging is None or not refined.imaging.misfit < WORST_MISFIT or unit <= 0:
         # Neighbouring pixels share their noise (the image was smoothed or enlarged): heights of overlapping columns
         # trade against each other and are rough at best.
