@@ -248,8 +248,9 @@ def _position_row(model: Model, arrangement: str, dose: float, pixel_nm: float, 
     seen = ((yx > -0.5) & (yx < np.array(shape) - 0.5)).all(axis=1)
     # Finer pixels know nothing more: the bound is taken where the matrices are small.
     coarse = max(pixel_nm, 0.015)
-    at, small = columns_in_view(arrangement, pixel_nm=coarse)
-    bound = cramer_rao_pm(*at[seen].T, dose, shape=small, pixel_size_nm=coarse, sigma_probe_nm=SIGMA_NM,
+    small = columns_in_view(arrangement, pixel_nm=coarse)[1]
+    at = (yx[seen] + 0.5) * pixel_nm / coarse - 0.5
+    bound = cramer_rao_pm(*at.T, dose, shape=small, pixel_size_nm=coarse, sigma_probe_nm=SIGMA_NM,
                           background=BACKGROUND * dose * coarse**2 / 0.0262, tail_fraction=TAIL,
                           tail_ratio=TAIL_RATIO)
     limit = float(np.sqrt(np.mean(bound[inner[seen]] ** 2)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from column_scenes import SIGMA_NM, Scene, fit_one_by_one, laplacian_parabola, scene
+from column_scenes import SIGMA_NM, Scene, fit_one_by_one, honeycomb, laplacian_parabola, scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_laplace, maximum_filter
@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 
 from stemdl_core.errors import StemdlError
 from stemdl_core.refine import cramer_rao_pm, estimate_imaging, refine_sites
+from stemdl_core.refine.beyond import columns_beyond
 
 
 def refined_errors(world: Scene, rng: np.random.Generator, *, repeats: int = 3,
@@ -92,9 +93,16 @@ def test_positions_do_not_depend_on_gain_and_offset(power: float, offset: float)
 
 
 def test_imaging_finds_probe_dose_and_gain(rng: np.random.Generator) -> None:
-    world = scene("lattice", 200, 0.01)
-    found = refine_sites(world.image(rng), *world.start(rng, 15.0), pixel_size_nm=0.01)
-    imaging = estimate_imaging(world.image(rng), found, pixel_size_nm=0.01)
+    # Columns beyond the border, and beyond what is seen of them: a lattice goes on.
+    fov_nm, pixel_nm = 3.6, 0.02
+    wide = scene("lattice", 200, pixel_nm, fov_nm=fov_nm + 1.2)
+    cut = slice(30, -30)
+    counts = rng.poisson(wide.mean[cut, cut])
+    start = wide.start(rng, 15.0) - 30
+    seen = ((start > -0.5) & (start < len(counts) - 0.5)).all(0)
+    image = (37.0 * counts - 100).astype(np.float32)
+    found = refine_sites(image, *start[:, seen], pixel_size_nm=pixel_nm)
+    imaging = estimate_imaging(image, found, pixel_size_nm=pixel_nm)
     assert imaging is found.imaging
     assert imaging is not None
     assert imaging.sigma_nm == pytest.approx(SIGMA_NM, rel=0.04)
@@ -160,6 +168,53 @@ def test_a_start_far_off_is_kept_and_marked(rng: np.random.Generator) -> None:
     assert not found.converged[0]
     assert found.y_px[0] == start[0, 0]
     assert found.converged[1:].all()
+
+
+def lattice_that_goes_on(pixel_nm: float, fov_nm: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 2) columns in view [px] and the expected image, (H, W), of a lattice that does not end where it does."""
+    side = round(fov_nm / pixel_nm)
+    points = honeycomb(fov_nm + 0.6, 0.3) - 0.3
+    points = points / pixel_nm + rng.normal(0, 0.003 / pixel_nm, points.shape)
+    seen = ((points > -0.5) & (points < side - 0.5)).all(1)
+    return points[seen], expected_image(side, points, pixel_nm)
+
+
+def expected_image(side: int, points: np.ndarray, pixel_nm: float) -> np.ndarray:
+    """(H, W) 1,000 electrons a column, on little background."""
+    rows = np.arange(side)[:, None]
+    width = SIGMA_NM / pixel_nm
+    along = [np.exp(-0.5 * ((rows - p) / width) ** 2) / (width * np.sqrt(2 * np.pi)) for p in points.T]
+    return 1000 * along[0] @ along[1].T + 0.2
+
+
+def test_columns_at_the_rim_are_not_pulled_by_those_beyond(rng: np.random.Generator) -> None:
+    pixel_nm = 0.02
+    errors, scores = [], []
+    for _ in range(4):
+        true, mean = lattice_that_goes_on(pixel_nm, 1.8, rng)
+        start = true + rng.normal(0, 0.010 / pixel_nm, true.shape)
+        found = refine_sites(rng.poisson(mean).astype(np.float32), *start.T, pixel_size_nm=pixel_nm)
+        assert len(found) == len(true)
+        rim = np.minimum(true, len(mean) - 1 - true).min(1) < 0.15 / pixel_nm
+        error = 1e3 * pixel_nm * (np.stack([found.y_px, found.x_px], 1) - true)[rim]
+        errors.append(error)
+        scores.append(error / found.sigma_pm[rim, None])
+    # Without what lies beyond it is 6 pm, twice what sigma says.
+    assert rms(np.concatenate(errors)) < 4.0
+    assert np.concatenate(scores).std() < 1.4
+
+
+def test_a_lattice_goes_on_beyond_the_border_and_a_lone_column_does_not(rng: np.random.Generator) -> None:
+    points = honeycomb(2.6, 0.3) / 0.02 - 20
+    inside = ((points > -0.5) & (points < 89.5)).all(1)
+    beyond, like = columns_beyond(points[inside], (90, 90), pixel_size_nm=0.02)
+    reach = 0.12 / 0.02
+    due = points[~inside & ((points > -0.5 - 0.9 * reach) & (points < 89.5 + 0.9 * reach)).all(1)]
+    away = cKDTree(beyond).query(due)[0]
+    assert (away < 0.5).mean() > 0.9
+    assert like.max() < inside.sum()
+    assert cKDTree(points).query(beyond)[0].max() < 0.5
+    assert len(columns_beyond(rng.uniform(30, 60, (5, 2)), (90, 90), pixel_size_nm=0.02)[0]) == 0
 
 
 def test_nothing_to_fit_gives_the_start_back() -> None:
