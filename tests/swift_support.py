@@ -69,7 +69,7 @@ def image_with(*bright: tuple[int, int], size: int = 64) -> np.ndarray:
     return image
 
 
-def wait_for(condition: Callable[[], object], document_controller: Any, *, seconds: float = 400.0) -> None:
+def wait_for(condition: Callable[[], object], document_controller: Any, *, seconds: float = 120.0) -> None:
     """Let Swift's event loop run until something is true."""
     end = time.perf_counter() + seconds
     while not condition():

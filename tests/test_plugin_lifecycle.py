@@ -111,6 +111,18 @@ def test_results_stay_where_the_plugin_is_missing(monkeypatch):
             model.recompute_all()
             assert table.metadata["stemdl"]["atoms"] == 4, "nothing is computed, nothing is lost"
             assert len(model.data_items) == 4
+            assert "Missing computation" in computation.error_text
+        computations.register()
+        with contextlib.closing(context.create_document_controller(auto_close=False)) as dc:
+            model = dc.document_model
+            _, table, computation = annotation(model)
+            computations.renew(model)
+            model.recompute_all()
+            assert table.metadata["stemdl"]["atoms"] == 8, "the image has changed meanwhile"
+            assert not computation.error_text
+            computations.source_of(computation).set_data(image_with((20, 30), (50, 50), (10, 10)))
+            model.recompute_all()
+            assert table.metadata["stemdl"]["atoms"] == 12
 
 
 def test_results_of_an_earlier_version_without_a_table_of_defects_are_kept_up(monkeypatch):

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("Xvfb", "openbox", "xdotool", "import")
 #: Swift on a busy machine takes a minute to start.
-PATIENCE_S = 600
+PATIENCE_S = 300
 
 pytestmark = [pytest.mark.screen, pytest.mark.slow]
 

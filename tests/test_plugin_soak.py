@@ -134,7 +134,8 @@ def test_soak(scan, monkeypatch, tracked):
         assert running.status.dropped == 0
         if tracked:
             assert session.find(item).status.tracks == 50
-        assert memory[-1] - memory[0] < 30
+        # A session keeps small pictures for an animation, and rows of its newest frames.
+        assert memory[-1] - memory[0] < (80 if tracked else 30)
         print(f"\nmain thread, longest step a frame: median {1e3 * np.median(steps[1:]):.0f} ms CPU, "
               f"longest {1e3 * max(steps[1:]):.0f} ms, of the first frame {1e3 * steps[0]:.0f} ms")  # fmt: skip
         # The first frame makes the marks, each later one moves them. CPU time, but on a busy machine that is

@@ -202,6 +202,10 @@ def unregister() -> None:
 def build_menu(document_controller: DocumentController.DocumentController) -> None:
     """Add the menu "Atoms" to a window."""
     preferences.load(document_controller.ui)
+    document_model = getattr(document_controller, "document_model", None)
+    if document_model is not None:
+        # Not before the window is there: the first thing that it shows must not wait for this.
+        document_controller.queue_task(lambda: computations.renew(document_model))
     menu = document_controller.get_or_create_menu("stemdl_menu", _("Atoms"), "window_menu")
     for action in _ACTIONS:
         keys = Window.action_shortcuts.get(action.action_id, {}).get("window")

@@ -75,6 +75,8 @@ METADATA_KEY = "stemdl"
 SCHEMA = 1
 #: Swift copies and stores metadata often: bonds and angles of more defects than this stay out of it.
 MOST_DEFECTS_WITH_GEOMETRY = 100
+#: The same for a live image, whose metadata is copied some twenty times a frame.
+MOST_LIVE_DEFECTS_WITH_GEOMETRY = 24
 
 
 def check_selection(xdata: DataAndMetadata.DataAndMetadata | None) -> None:
@@ -185,10 +187,12 @@ def from_relative(yx: typing.Any, shape: tuple[int, int]) -> numpy.ndarray:
     return numpy.asarray(yx, dtype=float) * numpy.asarray(shape, dtype=float) - 0.5
 
 
-def defect_bounds(defect: Defect, analysis: FrameAnalysis) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Swift bounds ((top, left), (height, width)) of the circle around a defect's sites."""
+def defect_bounds(
+    defect: Defect, analysis: FrameAnalysis, bond: float | None = None
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Swift bounds ((top, left), (height, width)) of the circle around a defect's sites; `bond` in px."""
     center = numpy.asarray(defect.center_px, dtype=float)
-    radius = 0.8 * bond_px(analysis)
+    radius = 0.8 * (bond_px(analysis) if bond is None else bond)
     if defect.site_ids:
         steps = analysis.sites.yx_px[list(defect.site_ids)] - center
         radius += float(numpy.hypot(steps[:, 0], steps[:, 1]).max())
@@ -204,8 +208,17 @@ def bond_px(analysis: FrameAnalysis) -> float:
     return 0.15 / analysis.pixel_size.nm
 
 
-def table_of(analysis: FrameAnalysis) -> tuple[numpy.ndarray, dict[str, typing.Any]]:
+def table_of(
+    analysis: FrameAnalysis, *, with_geometry: int = MOST_DEFECTS_WITH_GEOMETRY
+) -> tuple[numpy.ndarray, dict[str, typing.Any]]:
     """The atoms as a table, and what does not fit into its columns.
+
+    Parameters
+    ----------
+    analysis : FrameAnalysis
+        What was found.
+    with_geometry : int
+        Defects whose bonds and angles are told.
 
     Returns
     -------
@@ -260,7 +273,7 @@ def table_of(analysis: FrameAnalysis) -> tuple[numpy.ndarray, dict[str, typing.A
         "masked_fraction": float(analysis.masked_fraction),
         "warnings": list(analysis.warnings),
         "defects": [
-            _defect_entry(d, geometry=i < MOST_DEFECTS_WITH_GEOMETRY) for i, d in enumerate(analysis.defects)
+            _defect_entry(d, geometry=i < with_geometry) for i, d in enumerate(analysis.defects)
         ],
     }
     return table, metadata

@@ -186,8 +186,10 @@ def show_beside(
     document_controller: DocumentController.DocumentController,
     display_item: DisplayItem.DisplayItem,
     picture: typing.Any,
+    *,
+    side: str = "right",
 ) -> None:
-    """Show the overlay in an empty display panel, or in a new one to the right of the image."""
+    """Show a result in an empty display panel, or in a new one at a side of the image."""
     shown = document_controller.document_model.get_display_item_for_data_item(picture)
     workspace = document_controller.workspace_controller
     if shown is None or workspace is None:
@@ -199,7 +201,7 @@ def show_beside(
     beside = next((p for p in workspace.display_panels if p.display_item is display_item), None)
     beside = beside or document_controller.selected_display_panel
     if beside is not None:
-        workspace.insert_display_panel(beside, "right", shown).close()
+        workspace.insert_display_panel(beside, side, shown).close()
 
 
 def start_live(

@@ -105,12 +105,17 @@ class Results:
 
 
 def results(
-    xdata: DataAndMetadata.DataAndMetadata, frame: Frame, analysis: FrameAnalysis, options: Options
+    xdata: DataAndMetadata.DataAndMetadata,
+    frame: Frame,
+    analysis: FrameAnalysis,
+    options: Options,
+    *,
+    with_geometry: int = adapters.MOST_DEFECTS_WITH_GEOMETRY,
 ) -> Results:
     """Contents of the overlay item and of the table items."""
     from . import overlay
 
-    table, metadata = adapters.table_of(analysis)
+    table, metadata = adapters.table_of(analysis, with_geometry=with_geometry)
     corrections = adapters.corrections_of(xdata.metadata)
     if corrections:
         metadata["corrections"] = sum(c.frame == analysis.frame for c in corrections)
@@ -266,6 +271,17 @@ def find(
             defects = next((i for i in parts if "defect_rows" in i.metadata.get(key, {})), None)
             return Annotation(table.source, overlay, table, None, defects)
     return None
+
+
+def renew(document_model: DocumentModel.DocumentModel) -> None:
+    """Run again what could not be run while the plug-in was missing. On the main thread.
+
+    Swift stores the error with the project, and does not try again before the image changes once more.
+    """
+    for computation in document_model.computations:
+        if computation.processing_id == COMPUTATION_ID and computation.error_text:
+            computation.needs_update = True
+            computation.computation_mutated_event.fire()
 
 
 def register() -> None:

@@ -147,6 +147,9 @@ class Editor:
             )
             for i in near
         }
+        counts = metadata.get("counts", {})
+        #: Swift's labels cover the atoms: those that nearly all atoms would have are left out.
+        self.__common = {symbol for symbol, n in counts.items() if n > 0.3 * sum(counts.values())}
         self.__own_before: set[Graphics.Graphic] = set()
         self.__show()
 
@@ -166,7 +169,7 @@ class Editor:
                 point = Graphics.PointGraphic()
                 y, x = adapters.to_relative((atom.y_px, atom.x_px), self.__shape)
                 point.position = float(y), float(x)
-                point.label = atom.species
+                point.label = None if atom.species in self.__common else atom.species
                 point.graphic_id = name
                 point.stroke_color = _POINT_COLOUR
                 display_item.add_graphic(point)

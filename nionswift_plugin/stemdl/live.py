@@ -287,7 +287,11 @@ class LiveAnnotation:
         try:
             image = adapters.frame_of(frame.xdata, source=_("live"))
             analysis = engine.analyze(image, model=options.model, dopant=options.dopant)
-            return image, _Result(frame, computations.results(frame.xdata, image, analysis, options))
+            contents = computations.results(
+                frame.xdata, image, analysis, options,
+                with_geometry=adapters.MOST_LIVE_DEFECTS_WITH_GEOMETRY,
+            )  # fmt: skip
+            return image, _Result(frame, contents)
         except StemdlError as error:
             return None, _Result(frame, error=str(error))
         except Exception as error:

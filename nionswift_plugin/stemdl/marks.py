@@ -48,10 +48,10 @@ def update_marks(
     """
     wanted = sorted(analysis.defects, key=lambda d: d.name == "unknown")[:most]
     marks = marks_of(display_item, table)
-    changes = []
+    changes, bond = [], adapters.bond_px(analysis)
     for defect, mark in zip(wanted, [*marks, *([None] * len(wanted))]):
         state = {
-            "bounds": adapters.defect_bounds(defect, analysis),
+            "bounds": adapters.defect_bounds(defect, analysis, bond),
             "label": defect.name,
             "stroke_color": _UNKNOWN_COLOUR if defect.name == "unknown" else _MARK_COLOUR,
         }

@@ -8,7 +8,7 @@ import typing
 from nion.utils import Model
 
 from . import actions, adapters, computations, export, live, session, tracking
-from .panel_atoms import WIDTH, line
+from .panel_atoms import WIDTH
 
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
@@ -42,7 +42,6 @@ class TracksSection:
     def view(self, u: Declarative.DeclarativeUI) -> Declarative.UIDescription:
         """The page."""
         return u.create_column(
-            line(u, "@binding(tracks.state.value)", font="bold"),
             u.create_row(
                 u.create_push_button(
                     text=_("Stop"),
@@ -145,7 +144,10 @@ class TracksSection:
             else _("Go on") if session_run.is_paused
             else _("Pause")
         )  # fmt: skip
-        self.__table = tracking.find_table(document_model, data_item)
+        known_atoms = computations.find(document_model, data_item)
+        self.__table = tracking.find_table(document_model, data_item) or tracking.find_table(
+            document_model, known_atoms.source if known_atoms else None
+        )
         known = self.__table.metadata[adapters.METADATA_KEY] if self.__table else {}
         if isinstance(run, session.LiveTracking):
             self.state.value = str(run.status)

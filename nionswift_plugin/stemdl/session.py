@@ -32,6 +32,8 @@ _ = gettext.gettext
 
 #: Frames of which rows are kept for the tables and the export, and over which the lines run.
 KEPT_FRAMES = 2000
+#: Rows of all defects together: with many of them, fewer frames are kept.
+KEPT_ROWS = 20_000
 #: Small pictures that are kept for an animation.
 THUMBNAILS = 48
 #: Positions of the trail that is drawn behind each defect.
@@ -138,8 +140,10 @@ class LiveTracking:
         display_item = computations.display_item_of(self.source)
         selected = document_controller.selected_display_panel
         if display_item is not None:
-            for item in (self.picture, self.counts):
-                commands.show_beside(document_controller, display_item, item)
+            # The tracks come below the scan, the lines below its overlay.
+            overlay = computations.display_item_of(self.annotation.overlay) or display_item
+            for item, above in ((self.picture, display_item), (self.counts, overlay)):
+                commands.show_beside(document_controller, above, item, side="bottom")
             # The scan stays in the user's hands: what is shown beside it takes neither keys nor buttons.
             document_controller.selected_display_panel = selected
 
@@ -173,7 +177,7 @@ class LiveTracking:
             update = self.__tracker.update(numbered, drift_nm=moved, drift_sigma_nm=_CENTRE_SIGMA_NM)
             self.__frames += 1
             self.__take(update)
-            forget(self.__tracker, keep=KEPT_FRAMES)
+            forget(self.__tracker, keep=max(200, min(KEPT_FRAMES, KEPT_ROWS // max(len(update.tracks), 1))))
         now = time.perf_counter()
         if now - self.__drawn_s >= _PICTURE_S or update.events:
             self.__drawn_s = now

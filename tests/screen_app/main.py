@@ -67,7 +67,7 @@ async def annotate_undo_redo(window: Any, report: dict[str, Any]) -> None:
         engine.analyze = stand_in
     await asyncio.sleep(1)
     await fill_the_screen()
-    for name in ("histogram-panel", "info-panel"):
+    for name in ("histogram-panel", "info-panel", "inspector-panel"):
         window.find_dock_panel(name).hide()
     window.find_dock_panel(panel.PANEL_ID).show()
     await asyncio.sleep(2)
@@ -131,11 +131,16 @@ async def follow_the_scan(window: Any, report: dict[str, Any]) -> None:
     await asyncio.sleep(1)
     await fill_the_screen()
     report["panels"] = [p.panel_id for p in window.workspace_controller.dock_panels if p.dock_widget.visible]
-    for name in ("histogram-panel", "info-panel", "data-panel"):
+    for name in ("histogram-panel", "info-panel", "data-panel", "inspector-panel"):
         window.find_dock_panel(name).hide()
     scan = HardwareSource.HardwareSourceManager().get_hardware_source_for_hardware_source_id(
         microscope.DEVICE_ID
     )
+    # Slow enough for the analysis to keep up on most machines.
+    parameters = scan.get_frame_parameters(0)
+    parameters.pixel_time_us = 8.0
+    scan.set_frame_parameters(0, parameters)
+    scan.set_current_frame_parameters(parameters)
     scan.start_playing()
     model = window.document_model
     while not any(item.metadata.get("hardware_source") for item in model.data_items):
