@@ -249,6 +249,7 @@ class TestSeries:
             display_item = dc.document_model.get_display_item_for_data_item(item)
             low, high = (display_item.get_display_property(n) for n in ("y_min", "y_max"))
             assert low <= 100 < 131 < high <= 150
+            assert display_item.get_display_property("legend_position") == "top-right"
 
     def test_angles_go_on_past_their_symmetry(self):
         unwrapped = plots.Unwrapped()

@@ -159,11 +159,11 @@ def show_as_lines(display_item: DisplayItem.DisplayItem, labels: typing.Sequence
     if display_item.display_type != "line_plot" or len(display_item.display_layers) != wanted:
         display_item.display_type = None
         display_item.display_type = "line_plot"
-        display_item.set_display_property("legend_position", "top-right" if labels else None)
     low, high = _limits(data_item.xdata.data)
-    for name, limit in (("y_min", low), ("y_max", high)):
-        if display_item.get_display_property(name) != limit:
-            display_item.set_display_property(name, limit)
+    wanted_look = {"y_min": low, "y_max": high, "legend_position": "top-right" if labels else None}
+    for name, value in wanted_look.items():
+        if display_item.get_display_property(name) != value:
+            display_item.set_display_property(name, value)
     for index, label in enumerate(labels[: len(display_item.display_layers)]):
         colour = COLOURS[index % len(COLOURS)]
         for name, value in (("label", label), ("stroke_color", colour), ("fill_color", None)):
