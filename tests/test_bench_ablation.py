@@ -64,7 +64,6 @@ def test_recipes_say_what_was_left_out_and_nothing_where_nothing_was() -> None:
 def test_test_frames_are_the_same_for_all_models() -> None:
     one, other = (next(disturbed_frames(SMALL, 1)) for _ in range(2))
     np.testing.assert_array_equal(one.frame.image, other.frame.image)
-    assert one.conditions.jitter_nm > 0
 
 
 @pytest.mark.slow
