@@ -22,7 +22,7 @@ Single = NDArray[np.float32]
 #: Working pixels are at most this part of the probe's width, and no finer than they have to be.
 _BIN_TO_SIGMA = 0.8
 #: Spread of the heights of host columns about their local median, and of dopants' about the fitted one.
-_HEIGHT_SPREAD, _DOPANT_SPREAD = 0.12, 0.25
+HEIGHT_SPREAD, _DOPANT_SPREAD = 0.12, 0.25
 #: The same of the level under the atoms and of its slopes across the patch, over a host column's height.
 _LEVEL_SPREAD = (0.10, 0.05, 0.05)
 #: Spread of bond lengths and second-neighbour distances [host bonds] in relaxed defects: 130-185 and 210-290 pm.
@@ -89,6 +89,10 @@ class Fitted:
         Data minus model [standard deviations].
     root : (P,) float32
         One over the standard deviation of each pixel.
+    slopes : (3F + 3, P) float32
+        Of the model with heights, y, x of the free atoms and the level [standard deviations].
+    covariance : (3F + 3, 3F + 3) float64
+        Of these parameters.
     """
 
     atoms: Arrangement
@@ -96,6 +100,8 @@ class Fitted:
     strain: float
     residual: Single
     root: Single
+    slopes: Single
+    covariance: Array
 
     @property
     def score(self) -> float:
@@ -261,14 +267,14 @@ class Patch:
         base = self._still(atoms)
         springs = _Springs(y, atoms.dopant, atoms.free, host_nm)
         believed = np.where(atoms.dopant[free], atoms.height[free], unit)
-        spread = np.where(atoms.dopant[free], _DOPANT_SPREAD * np.abs(believed), _HEIGHT_SPREAD * unit)
+        spread = np.where(atoms.dopant[free], _DOPANT_SPREAD * np.abs(believed), HEIGHT_SPREAD * unit)
         surface = np.concatenate([np.ones((1, len(self))), self.pixels.T / self.radius_nm])
         level, level_spread = np.zeros(3), np.array(_LEVEL_SPREAD) * unit
         doubt = np.zeros(len(self))
         if atoms.dopant.any():
             glow = atoms.height[atoms.dopant] @ self.profile(atoms.yx_nm[atoms.dopant])
             doubt = (_PROFILE_ERROR * glow) ** 2
-        weight = np.zeros(len(self))
+        weight, matrix, jacobian = np.zeros(len(self)), np.zeros((0, 0)), np.zeros((0, 0), np.float32)
         diagonal = np.concatenate([1 / spread**2, np.full(2 * n, _WANDER_NM**-2), 1 / level_spread**2])
         for turn in range(iterations + 1):
             shape, slope_y, slope_x = self.counts.slopes(self.pixels, y[free] - self.center_nm)
@@ -300,7 +306,8 @@ class Patch:
         likelihood = -0.5 * float(weight @ residual**2) + 0.5 * float(np.log(weight[weight > 0]).sum())
         root = np.sqrt(weight)
         return Fitted(Arrangement(y, h, atoms.dopant, atoms.origin, atoms.free), likelihood, strain,
-                      (residual * root).astype(np.float32), root.astype(np.float32))
+                      (residual * root).astype(np.float32), root.astype(np.float32),
+                      jacobian * root.astype(np.float32), np.linalg.inv(matrix))
 
     def gain(self, fitted: Fitted, places_nm: Array, height: float) -> Array:
         """(K,) change of the log-likelihood by a column of the given height at each place, all else as it is.
@@ -309,6 +316,30 @@ class Patch:
         """
         change = np.float32(height) * self.profile(places_nm) * fitted.root
         return np.asarray(change @ fitted.residual - 0.5 * (change**2).sum(1), dtype=np.float64)
+
+    def promise(self, fitted: Fitted, change: Single, gone: NDArray[np.int64]) -> Array:
+        """(K,) gain in log-probability of changes of the model after all other atoms have given way, linearised.
+
+        Parameters
+        ----------
+        fitted : Fitted
+        change : (K, P) float32
+            What each adds to the model [standard deviations].
+        gone : (K, G) int64
+            Atoms that each takes away: they cannot give way.
+        """
+        free = np.cumsum(fitted.atoms.free) - 1
+        n = int(fitted.atoms.free.sum())
+        push = -(fitted.slopes @ change.T).astype(np.float64).T
+        lost = (free[gone][:, :, None] + n * np.arange(3)).reshape(len(change), -1)
+        np.put_along_axis(push, lost, 0.0, axis=1)
+        move = push @ fitted.covariance
+        gain = (push * move).sum(1)
+        if lost.shape[1]:
+            held = np.take_along_axis(move, lost, axis=1)
+            own = fitted.covariance[lost[:, :, None], lost[:, None, :]]
+            gain -= (held * np.linalg.solve(own, held[:, :, None])[:, :, 0]).sum(1)
+        return np.asarray(change @ fitted.residual - 0.5 * (change**2).sum(1) + 0.5 * gain, dtype=np.float64)
 
     def z_scores(self, fitted: Fitted, places_nm: Array) -> Array:
         """(K,) matched filter of the residual with a column at every place [standard deviations]."""
@@ -325,18 +356,18 @@ class _Springs:
         if len(yx) > 1:
             pairs = cKDTree(yx).query_pairs(_BONDED * host, output_type="ndarray")
         pairs = pairs[~dopant[pairs].any(axis=1)]
-        around: list[list[int]] = [[] for _ in range(len(yx))]
-        for a, b in pairs.tolist():
-            around[a].append(b)
-            around[b].append(a)
-        second = {(min(p, q), max(p, q)) for v in around for k, p in enumerate(v) for q in v[:k]}
-        second -= {(min(a, b), max(a, b)) for a, b in pairs.tolist()}
-        links = np.concatenate([pairs, np.array(sorted(second), dtype=np.intp).reshape(-1, 2)])
+        bond = np.zeros((len(yx), len(yx)), dtype=np.float32)
+        bond[pairs[:, 0], pairs[:, 1]] = bond[pairs[:, 1], pairs[:, 0]] = 1.0
+        second = np.argwhere(np.triu((bond @ bond > 0) & (bond == 0), 1))
+        links = np.concatenate([pairs, second])
         bonded = np.arange(len(links)) < len(pairs)
         use = free[links].any(axis=1)
         self._a, self._b = links[use].T
         self._natural = np.where(bonded, 1.0, np.sqrt(3.0))[use] * host
         self._spread = np.where(bonded, _BOND_SPREAD, _SECOND_SPREAD)[use] * host
+        self._reach = np.zeros((len(self._a), len(yx)))
+        rows = np.arange(len(self._a))
+        self._reach[rows, self._a], self._reach[rows, self._b] = -1.0, 1.0
 
     def _excess(self, yx: Array) -> tuple[Array, Array]:
         step = yx[self._b] - yx[self._a]
@@ -352,9 +383,6 @@ class _Springs:
         """Stiffness (2F, 2F) and pull (2F,) of the free atoms, all y first."""
         excess, unit = self._excess(yx)
         weight = 1.0 / self._spread**2 / (1.0 + (excess / (3.0 * self._spread)) ** 2)
-        reach = np.zeros((len(self._a), len(yx)))
-        rows = np.arange(len(self._a))
-        reach[rows, self._a], reach[rows, self._b] = -1.0, 1.0
-        reach = reach[:, free]
+        reach = self._reach[:, free]
         both = np.concatenate([reach * unit[:, :1], reach * unit[:, 1:]], axis=1)
         return (both * weight[:, None]).T @ both, -both.T @ (weight * excess)

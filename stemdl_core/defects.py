@@ -28,13 +28,18 @@ LARGEST_CLUSTER = 8
 DISTORTED_DEG = 137.0
 #: Where positions are less certain than this [pm] the detector misses atoms, too.
 NOISY_HOLE_PM = 7.0
+#: Defects of the rings less probable than this are not reported.
+LEAST = 0.4
+#: What was weighed within this of a defect's centre was the defect [nm].
+WEIGHED_NM = 0.2
 #: 5-7 pairs nearer than this belong to one boundary [nm]: at 11 degrees dislocations are 1.3 nm apart.
 CHAIN_REACH_NM = 1.3
 #: Two grains differ by at least this [deg]; below it a single dislocation has no boundary to belong to.
 SMALLEST_MISORIENTATION_DEG = 4.0
 
 
-def find_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | None = None) -> Defects:
+def find_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | None = None,
+                 weighed: NDArray[np.float64] | None = None) -> Defects:
     """Find and name the defects of one frame.
 
     Parameters
@@ -43,6 +48,8 @@ def find_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | None =
     vacancies_px : (K, 2) array, optional
         Where the network sees missing atoms (y, x) [px]. With it, a hole that only the graph shows (one atom
         was perhaps overlooked) is less probable.
+    weighed : (W, 3) float64, optional
+        Places (y, x) [nm] at which the counts were weighed, and the probability of anything but perfect lattice.
 
     Returns
     -------
@@ -60,11 +67,24 @@ def find_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | None =
         for group in _dopant_groups(graph, dopants)
         if (d := _dopant_defect(graph, group, holes)) is not None
     ]
-    found += _ring_defects(graph, dopants, holes)
+    found += [d for d in _weigh(graph, _ring_defects(graph, dopants, holes), weighed) if d.probability >= LEAST]
     found += [
         _light_defect(graph, site, symbol, chance) for site, symbol, chance in light_substitutions(graph)
     ]
     return _numbered(found)
+
+
+def _weigh(graph: AtomGraph, found: list[Defect], weighed: NDArray[np.float64] | None) -> list[Defect]:
+    """Probabilities of ring defects that the counts agree to."""
+    if weighed is None or len(weighed) == 0:
+        return found
+    result = []
+    for defect in found:
+        distance = np.hypot(*(weighed[:, :2] - graph.pixel_size.to_nm(np.array(defect.center_px))).T)
+        nearest = int(np.argmin(distance))
+        result.append(replace(defect, probability=defect.probability * float(weighed[nearest, 2]))
+                      if distance[nearest] < WEIGHED_NM else defect)
+    return result
 
 
 def _numbered(found: Iterable[Defect]) -> Defects:

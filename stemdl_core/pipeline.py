@@ -233,17 +233,19 @@ def _analyze(frame: Frame, model: Model, dopant: str | None, material: str | Mat
                             mask=found.mask, dopant=dopant)
     verdict = judge(graph, lattice_visible=found.lattice_visible)
     mask, warnings = found.mask, [*found.warnings, *verdict.warnings]
+    weighed = None
     if not verdict.believable:
         graph = build_graph(Sites.empty(), material=host, pixel_size=found.pixel_size, shape=frame.shape)
         mask = np.ones_like(mask)
     if verdict.believable and host.kind == "honeycomb" and found.refined is not None and found.mended is not None:
         image, valid = found.mended.image, found.mended.valid
         revision = reconsider(image, valid, graph, found.refined, vacancies_px=holes)
+        weighed = revision.weighed
         if revision.changed:
             graph = build_graph(revised(image, valid, graph, revision), material=host, pixel_size=found.pixel_size,
                                 shape=frame.shape, mask=found.mask, dopant=dopant)
         holes = np.concatenate([holes, revision.holes_px])
-    defects = find_defects(graph, vacancies_px=holes if verdict.believable else None)
+    defects = find_defects(graph, vacancies_px=holes if verdict.believable else None, weighed=weighed)
     fraction = float(mask.mean())
     if verdict.believable and fraction >= 0.005:
         warnings.append(f"{100 * fraction:.0f} % of the image shows no lattice (contamination or vacuum) and was "

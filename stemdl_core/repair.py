@@ -9,13 +9,15 @@ evidence: the prior is that of perfect lattice, and what the network has seen co
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from .arrangement import Arrangement, Array, Counts, Fitted, Patch
+from .arrangement import HEIGHT_SPREAD, Arrangement, Array, Counts, Fitted, Patch, Single
 from .columns import two_colour
 from .graph import AtomGraph
 from .planar import find_faces
@@ -36,8 +38,20 @@ BESIDE, BESIDE_REACH = 7.0, 2.0
 CLOSEST_TO_DOPANT = 1.05
 #: By how much a changed arrangement has to be more probable than the found one.
 DECISIVE = 1.5
-#: Changes that lose more than this before anything relaxes are not looked into.
-PROMISING = -8.0
+#: Changes that are expected to lose more than this are not looked into; of the likeliest only so many are, and only
+#: those expected to come near the best one.
+PROMISING, LIKELIEST, MOST_OPTIONS, NEAR_BEST = -3.0, 6, 3, 7.0
+#: Gauss-Newton steps by which options are compared, and of an arrangement that is kept.
+FIRST_STEPS, ALL_STEPS = 2, 4
+#: Log-odds against the perfect lattice beyond which changes to it are of no interest when what was found fits.
+HOPELESS = 25.0
+#: Residual variance over the expected one up to which an arrangement explains the counts of its surroundings.
+GOOD_MISFIT = 1.25
+#: Arrangements fitted in one frame at most: bounds the time of a frame full of defects.
+MOST_FITS = 60
+#: Log-odds against anything odd where part of the surroundings is hidden, and how much of them has to be hidden:
+#: what hides the lattice goes on, thinner, beyond the place where it is noticed.
+RIM, HIDDEN_SHARE = 6.0, 0.02
 #: An atom that is found so far from where it was [host bonds] is refined again from there.
 MOVED = 0.22
 #: A host column fainter than this part of its neighbours and by so many standard deviations is looked at again.
@@ -54,6 +68,8 @@ CORE_NM, MARGIN_NM, LARGEST_NM = 0.26, 0.14, 0.62
 BORDER_NM = 0.22
 #: Sites within this of a change take their new positions [nm].
 REFITTED_NM = 0.5
+#: ... and so much of the image beyond is looked at for it [nm].
+AROUND_NM = 0.35
 #: Most places of one frame that are looked at, and most changes in a row at one place.
 MOST_PLACES, MOST_CHANGES = 16, 4
 
@@ -72,12 +88,15 @@ class Revision:
         Probability that each of them is there.
     holes_px : (M, 2) float64
         Lattice sites on which the counts show that no atom is [px].
+    weighed : (W, 3) float64
+        Places (y, x) [nm] at which something odd was weighed against perfect lattice, and its probability.
     """
 
     keep: NDArray[np.bool_]
     added_px: Array
     added_score: Array
     holes_px: Array
+    weighed: Array = field(default_factory=lambda: np.zeros((0, 3)))
 
     @property
     def changed(self) -> bool:
@@ -120,14 +139,21 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
     if heights is None:
         return Revision(keep, none, np.zeros(0), none)
     altered: list[_Place] = []
+    weighed: list[tuple[float, float, float]] = []
+    fits = 0
     counts = Counts(image, valid, refined, imaging, graph.pixel_size)
     for place in _places(graph, graph.pixel_size.to_nm(vacancies_px).reshape(-1, 2)):
         if any(math.dist(place.center, c.center) < place.radius + c.radius + MARGIN_NM for c in altered):
             # What is about to change here is judged by what was found before: not twice.
             continue
-        search = _Search(counts, graph, heights, place)
+        if fits >= MOST_FITS:
+            break
+        search = _Search(counts, graph, heights, place, MOST_FITS - fits)
         found = search.best()
+        fits += search.fits
         holes += search.empty
+        if not math.isnan(search.belief):
+            weighed.append((*place.center, search.belief))
         if found is None:
             continue
         altered.append(place)
@@ -139,7 +165,8 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
                 score.append(search.certainty)
     to_px = graph.pixel_size.to_px
     return Revision(keep, to_px(np.array(added)).reshape(-1, 2) if added else none, np.array(score),
-                    to_px(np.array(holes)).reshape(-1, 2) if holes else none)
+                    to_px(np.array(holes)).reshape(-1, 2) if holes else none,
+                    np.array(weighed, dtype=np.float64).reshape(-1, 3))
 
 
 def _heights(graph: AtomGraph, refined: Refined) -> Array | None:
@@ -152,7 +179,9 @@ def _heights(graph: AtomGraph, refined: Refined) -> Array | None:
     if not unit > 0:
         return None
     height = np.asarray(refined.amplitude)[index]
-    return np.where((distance < 2.0) & np.isfinite(height), height, unit)
+    height = np.where((distance < 2.0) & np.isfinite(height), height, unit)
+    # Columns that the fit could not tell apart share one peak between them, with heights beyond all reason.
+    return np.where(graph.foreign, np.clip(height, 0.0, 12.0 * unit), np.clip(height, 0.0, 2.0 * unit))
 
 
 def _places(graph: AtomGraph, holes: Array) -> list[_Place]:
@@ -194,13 +223,17 @@ def _places(graph: AtomGraph, holes: Array) -> list[_Place]:
 class _Search:
     """Arrangements at one place."""
 
-    def __init__(self, counts: Counts, graph: AtomGraph, heights: Array, place: _Place) -> None:
+    def __init__(self, counts: Counts, graph: AtomGraph, heights: Array, place: _Place, most_fits: int) -> None:
         self.graph, self.place = graph, place
+        self.fits, self.most_fits = 0, most_fits
+        self.belief = math.nan
         self.host = graph.scale * graph.material.bond_nm
         self.certainty = 0.5
         self.empty: list[Array] = []
         reach = place.radius + MARGIN_NM
         self.patch = Patch(counts, place.center, reach + 2.2 * counts.sigma_nm)
+        hidden = float((self.patch.share < 0.99).mean()) if len(self.patch) else 1.0
+        self.rim = RIM if hidden > HIDDEN_SHARE else 0.0
         near = np.array(graph.tree.query_ball_point(place.center, reach + 4.5 * counts.sigma_nm + 0.25), dtype=np.int64)
         distance = np.hypot(*(graph.yx_nm[near] - place.center).T)
         own = ~graph.foreign[near] & (distance < 1.0)
@@ -214,23 +247,47 @@ class _Search:
         if len(self.patch) < 30 or self.unit <= 0 or float(self.patch.share.mean()) < 0.8:
             return None
         now = self._fit(self.start)
-        if float(((self.unit * self.patch.profile(self.place.center) * now.root) ** 2).sum()) < FEWEST_POWER:
-            return None
         lattice = self._lattice()
+        perfect = None if lattice is None else self._perfect(lattice)
+        flat = None if perfect is None else self._fit(perfect)
+        if float(((self.unit * self.patch.profile(self.place.center) * now.root) ** 2).sum()) < FEWEST_POWER:
+            # Too faint to change anything, not too faint to doubt it.
+            if flat is not None:
+                self._believe(now, flat)
+            return None
         first = self._probability(now) + SEEN
         best, top = self._climb(now, lattice)
-        if lattice is not None:
-            perfect = self._perfect(lattice)
-            if perfect is not None:
-                other, its = self._climb(self._fit(perfect), lattice)
-                if its > top:
-                    best, top = other, its
+        if flat is not None:
+            its = self._probability(flat)
+            if its > top - HOPELESS or self._misfit(best) > GOOD_MISFIT:
+                other, reached = self._climb(flat, lattice)
+                if reached > top:
+                    best, top = other, reached
         self._note_holes(best, lattice)
-        if best is now or top < first + DECISIVE:
+        if best is now or self._advantage(best, now) < SEEN + DECISIVE:
+            if flat is not None:
+                self._believe(now, flat)
             # The same atoms, but not where they were found: a turned bond drawn as if it were not.
             return now if self.replaced(now).any() else None
+        if best is not flat:
+            self._believe(best, now if flat is None else flat)
         self.certainty = 1.0 / (1.0 + math.exp(-min(top - first, 30.0)))
         return best
+
+    def _misfit(self, fitted: Fitted) -> float:
+        """Residual variance over the expected one."""
+        return float((fitted.residual.astype(np.float64) ** 2).mean())
+
+    def _advantage(self, one: Fitted, other: Fitted) -> float:
+        """Log-odds of one arrangement over another; weaker where even the better one does not explain the counts."""
+        doubt = max(1.0, min(self._misfit(one), self._misfit(other)))
+        return ((one.log_likelihood - other.log_likelihood) / doubt - one.strain + other.strain
+                - self._oddness(one.atoms) + self._oddness(other.atoms))
+
+    def _believe(self, best: Fitted, flat: Fitted) -> None:
+        """Posterior probability that the place is not what `flat` says."""
+        odds = float(np.clip(self._advantage(best, flat), -30.0, 30.0))
+        self.belief = 1.0 / (1.0 + math.exp(-odds))
 
     def replaced(self, fitted: Fitted) -> NDArray[np.bool_]:
         """(N,) atoms that were put there, or that belong elsewhere than where they were found."""
@@ -239,7 +296,8 @@ class _Search:
         gone = np.hypot(*(atoms.yx_nm - self.graph.yx_nm[atoms.origin]).T) > MOVED * self.host
         return ~known | (gone & atoms.free & ~atoms.dopant)
 
-    def _fit(self, atoms: Arrangement, iterations: int = 4) -> Fitted:
+    def _fit(self, atoms: Arrangement, iterations: int = ALL_STEPS) -> Fitted:
+        self.fits += 1
         return self.patch.fit(atoms, unit=self.unit, host_nm=self.host, iterations=iterations)
 
     def _probability(self, fitted: Fitted) -> float:
@@ -262,8 +320,14 @@ class _Search:
         faces = find_faces(yx, pairs[:, 0], pairs[:, 1])
         hexagons = np.bincount(faces.start, weights=((faces.size == 6) & (faces.area > 0))[faces.face],
                                minlength=len(yx))
-        odd = float((3.0 - hexagons)[inner & ~dopant_near].clip(0).sum())
-        return ODD * (1.0 - math.exp(-odd / ODD_ATOMS)) + CROWDED * crowded + 2.0 * lonely + self._beside(atoms)
+        lacking = np.where(inner & ~dopant_near, (3.0 - hexagons).clip(0), 0.0)
+        # Two defects are as rare as one times one.
+        linked = pairs[(lacking > 0)[pairs].all(axis=1)]
+        links = coo_array((np.ones(len(linked)), linked.T), shape=(len(yx), len(yx)))
+        _, part = connected_components(links, directed=False)
+        odd = np.bincount(part, weights=lacking)
+        rare = (ODD + self.rim) * float((1.0 - np.exp(-odd / ODD_ATOMS)).sum())
+        return rare + CROWDED * crowded + 2.0 * lonely + self._beside(atoms)
 
     def _beside(self, atoms: Arrangement) -> float:
         """Log-odds against changes beside a dopant, whose light covers what stands there."""
@@ -281,27 +345,34 @@ class _Search:
         value = self._probability(now) + (SEEN if now.atoms.origin[now.atoms.free].min(initial=0) >= 0
                                           and len(now.atoms.yx_nm) == len(self.start.yx_nm) else 0.0)
         for _ in range(MOST_CHANGES):
+            moves = self._moves(now, lattice)
+            steps = ALL_STEPS if len(moves) == 1 else FIRST_STEPS
             options = []
-            for arrangement in self._moves(now, lattice):
-                fitted = self._fit(arrangement)
+            for _, arrangement in moves:
+                if self.fits >= self.most_fits:
+                    break
+                fitted = self._fit(arrangement, steps)
                 options.append((self._probability(fitted), fitted))
             if not options:
                 break
             chance, fitted = max(options, key=lambda o: o[0])
+            if steps < ALL_STEPS and chance > value + PROMISING:
+                fitted = self._fit(fitted.atoms, ALL_STEPS - steps)
+                chance = self._probability(fitted)
             if chance <= value + 0.1:
                 break
             now, value = fitted, chance
         return now, value
 
-    def _moves(self, now: Fitted, lattice: Array | None) -> list[Arrangement]:
-        """The most promising changes by their gain before anything relaxes."""
+    def _moves(self, now: Fitted, lattice: Array | None) -> list[tuple[float, Arrangement]]:
+        """The most promising changes and what they are expected to gain."""
         atoms, patch = now.atoms, self.patch
         core = np.hypot(*(atoms.yx_nm - self.place.center).T) < self.place.radius
         mine = np.flatnonzero(atoms.free & core & ~atoms.dopant)
         found: list[tuple[float, Arrangement]] = []
+        there = atoms.height[:, None].astype(np.float32) * patch.profile(atoms.yx_nm) * now.root
         if len(mine):
-            # Taking away: relative to an atom of the height fitted here.
-            gain = np.array([patch.gain(now, atoms.yx_nm[[i]], -atoms.height[i])[0] for i in mine])
+            gain = patch.promise(now, -there[mine], mine[:, None]) + self._odd_height(atoms.height[mine])
             found += [(float(g), atoms.without(int(i))) for g, i in zip(gain, mine)]
         places = []
         near = patch.yx_nm[np.hypot(*(patch.yx_nm - self.place.center).T) < self.place.radius + 0.05]
@@ -313,16 +384,22 @@ class _Search:
         closest = np.where(atoms.dopant, CLOSEST_TO_DOPANT, 0.55) * self.host
         free = [p for p in places if (np.hypot(*(atoms.yx_nm - p).T) > closest).all()]
         if free:
-            gain = patch.gain(now, np.array(free), self.unit)
+            added = np.float32(self.unit) * patch.profile(np.array(free)) * now.root
+            gain = patch.promise(now, added, np.zeros((len(free), 0), dtype=np.int64))
             found += [(float(g), atoms.with_atoms(p, self.unit)) for g, p in zip(gain, free)]
-        found += self._turned(now, core) + self._merged(now, mine)
-        found.sort(key=lambda o: -o[0])
-        # The clearer the columns, the more a change loses that only wants relaxing.
-        single = float(((self.unit * patch.profile(self.place.center) * now.root) ** 2).sum())
-        least = PROMISING - 0.12 * single
-        return [arrangement for gain, arrangement in found[:4] if gain > least]
+        found += self._turned(now, core, there) + self._merged(now, mine)
+        found = sorted(found, key=lambda o: -o[0])[:LIKELIEST]
+        odd = self._oddness(atoms)
+        found = [(gain + odd - self._oddness(other), other) for gain, other in found if gain + odd > PROMISING]
+        found = [option for option in found if option[0] > PROMISING]
+        found = sorted(found, key=lambda o: -o[0])[:MOST_OPTIONS]
+        return [option for option in found if option[0] > found[0][0] - NEAR_BEST]
 
-    def _turned(self, now: Fitted, core: NDArray[np.bool_]) -> list[tuple[float, Arrangement]]:
+    def _odd_height(self, height: Array) -> Array:
+        """Log-probability that host columns lose by their heights."""
+        return 0.5 * ((height - self.unit) / (HEIGHT_SPREAD * self.unit)) ** 2
+
+    def _turned(self, now: Fitted, core: NDArray[np.bool_], there: Single) -> list[tuple[float, Arrangement]]:
         """Bonds turned by 90 degrees."""
         atoms = now.atoms
         pairs = cKDTree(atoms.yx_nm).query_pairs(1.3 * self.host, output_type="ndarray")
@@ -333,16 +410,14 @@ class _Search:
         middle, step = 0.5 * (a + b), 0.5 * (b - a)
         turned = np.stack([step[:, 1], -step[:, 0]], axis=1)
         profile = self.patch.profile
-        there = atoms.height[:, None] * profile(atoms.yx_nm)
-        change = (self.unit * (profile(middle + turned) + profile(middle - turned))
-                  - there[pairs[:, 0]] - there[pairs[:, 1]]) * now.root
-        gain = change @ now.residual - 0.5 * (change**2).sum(1)
+        change = (np.float32(self.unit) * (profile(middle + turned) + profile(middle - turned)) * now.root
+                  - there[pairs[:, 0]] - there[pairs[:, 1]])
+        gain = self.patch.promise(now, change, pairs)
         result = []
         for k in np.argsort(-gain)[:2].tolist():
             pair = [int(v) for v in pairs[k]]
             new = np.stack([middle[k] + turned[k], middle[k] - turned[k]])
-            # Around the turned bond the sheet relaxes; before that, the gain is far too low.
-            result.append((float(gain[k]) + 10.0, atoms.without(pair).with_atoms(new, self.unit)))
+            result.append((float(gain[k]), atoms.without(pair).with_atoms(new, self.unit)))
         return result
 
     def _merged(self, now: Fitted, mine: NDArray[np.int64]) -> list[tuple[float, Arrangement]]:
@@ -440,6 +515,21 @@ class _Search:
                 self.empty.append(site)
 
 
+def _windows(altered: Array, reach: float,
+             shape: tuple[int, int]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Parts of the image (low, high) [px] around what changed, overlapping ones made one."""
+    boxes = [(np.floor(p - reach), np.ceil(p + reach)) for p in altered]
+    joined: list[tuple[Array, Array]] = []
+    for low, high in boxes:
+        while True:
+            hit = next((k for k, (a, b) in enumerate(joined) if (a < high).all() and (low < b).all()), None)
+            if hit is None:
+                break
+            a, b = joined.pop(hit)
+            low, high = np.minimum(a, low), np.maximum(b, high)
+        joined.append((low, high))
+    top = np.array(shape)
+    return [(np.clip(low, 0, top).astype(int), np.clip(high + 1, 0, top).astype(int)) for low, high in joined]
 
 
 def revised(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: AtomGraph, revision: Revision) -> Sites:
@@ -459,25 +549,31 @@ def revised(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: AtomGr
     yx = np.concatenate([kept.yx_px, added])
     species = np.append(kept.species, np.full(len(added), host))
     foreign = ~np.isin(species, graph.material.species)
-    refined = refine_sites(image, yx[:, 0], yx[:, 1], pixel_size_nm=graph.pixel_size.nm,
-                           groups=foreign.astype(int), valid=valid)
-    usable = ~foreign & refined.converged
-    unit = float(np.median(refined.amplitude[usable])) if usable.any() else 1.0
-    intensity, sigma = refined.amplitude / unit, refined.amplitude_sigma / abs(unit)
-    if not np.isfinite(kept.intensity).any():
-        intensity = sigma = np.full(len(yx), np.nan)
-    if len(kept):
-        # Far from what changed nothing is to change: noise must not flip a bond elsewhere.
-        altered = np.concatenate([added, graph.sites.yx_px[~revision.keep]])
-        far = cKDTree(altered).query(kept.yx_px)[0] * graph.pixel_size.nm > REFITTED_NM
-        index = np.flatnonzero(far)
-        columns = {"y_px": refined.y_px.copy(), "x_px": refined.x_px.copy(), "sigma_pm": refined.sigma_pm.copy(),
-                   "intensity": intensity.copy(), "intensity_sigma": sigma.copy()}
-        for name, values in columns.items():
-            values[index] = getattr(kept, name)[index]
-    else:
-        columns = {"y_px": refined.y_px, "x_px": refined.x_px, "sigma_pm": refined.sigma_pm,
-                   "intensity": intensity, "intensity_sigma": sigma}
+    columns = {name: np.concatenate([getattr(kept, name), np.full(len(added), np.nan)])
+               for name in ("sigma_pm", "intensity", "intensity_sigma")}
+    columns["y_px"], columns["x_px"] = yx.T.copy()
+    # Far from what changed nothing is to change: noise must not flip a bond elsewhere.
+    altered = np.concatenate([added, graph.sites.yx_px[~revision.keep]])
+    reach, margin = (nm / graph.pixel_size.nm for nm in (REFITTED_NM, AROUND_NM))
+    for window in _windows(altered, reach + margin, image.shape):
+        low, high = window
+        near = ((yx > low - margin) & (yx < high + margin)).all(axis=1)
+        new = cKDTree(altered).query(yx[near])[0] < reach
+        part = (slice(low[0], high[0]), slice(low[1], high[1]))
+        refined = refine_sites(image[part], yx[near, 0] - low[0], yx[near, 1] - low[1],
+                               pixel_size_nm=graph.pixel_size.nm, groups=foreign[near].astype(int), valid=valid[part])
+        usable = ~foreign[near] & ~new & refined.converged & np.isfinite(columns["intensity"][near])
+        # In the units of the frame: the window's own host columns say what they are.
+        unit = float(np.median(refined.amplitude[usable] / columns["intensity"][near][usable])) if usable.any() else \
+            float(np.median(refined.amplitude))
+        values = {"y_px": refined.y_px + low[0], "x_px": refined.x_px + low[1], "sigma_pm": refined.sigma_pm}
+        if np.isfinite(kept.intensity).any() and unit > 0:
+            values |= {"intensity": refined.amplitude / unit, "intensity_sigma": refined.amplitude_sigma / unit}
+        inner = ((yx[near] >= low + 0.6 * margin * (low > 0))
+                 & (yx[near] <= high - 0.6 * margin * (high < image.shape))).all(axis=1)
+        index = np.flatnonzero(near)[new & inner]
+        for name, value in values.items():
+            columns[name][index] = np.asarray(value)[new & inner]
     sites = Sites.from_columns(**columns, species=species, score=np.append(kept.score, revision.added_score),
                                edge=np.append(kept.edge, np.zeros(len(added), bool)))
     inside = ((sites.yx_px >= -0.5) & (sites.yx_px <= np.array(graph.shape) - 0.5)).all(axis=1)
