@@ -239,11 +239,7 @@ class LiveAnnotation:
     def __work(self) -> None:
         while True:
             with self.__condition:
-                # One finished result at most waits for the main thread: the display never lags by more than
-                # one.
-                self.__condition.wait_for(
-                    lambda: self.__closed or (self.__newest is not None and self.__result is None)
-                )
+                self.__condition.wait_for(lambda: self.__closed or self.__newest is not None)
                 if self.__closed:
                     return
                 frame, self.__newest = self.__newest, None
@@ -252,6 +248,9 @@ class LiveAnnotation:
             if image is not None and result.contents is not None:
                 self.latest = image, result.contents.analysis
             with self.__condition:
+                # One finished result at most waits for the main thread: the display never lags by more than
+                # one.
+                self.__condition.wait_for(lambda: self.__closed or self.__result is None)
                 if self.__closed:
                     return
                 self.__result = result
