@@ -58,7 +58,7 @@ def reliability(judged: NDArray[np.float64], *, error: float, bins: int = 10) ->
     curve.set(xlabel="stated score", ylabel="part that is true", xlim=(0, 1.02), ylim=(0, 1.05),
               title=f"expected calibration error {error:.3f}")
     count.bar((np.array(filled) + 0.5) / bins, number, width=0.9 / bins, color=_BLUE)
-    count.set(xlabel="stated score", ylabel="sites", yscale="log", xlim=(0, 1.02))
+    count.set(xlabel="stated score", ylabel="sites", yscale="log", xlim=(0, 1.02), ylim=(1, None))
     return figure
 
 
