@@ -28,8 +28,10 @@ LARGEST_CLUSTER = 8
 DISTORTED_DEG = 137.0
 #: Where positions are less certain than this [pm] the detector misses atoms, too.
 NOISY_HOLE_PM = 7.0
-#: Defects of the rings less probable than this are not reported.
-LEAST = 0.4
+#: Defects of the rings that are less probable than not are not reported.
+LEAST = 0.5
+#: How often atoms are truly missing or turned, against which an overlooked one is weighed.
+HOLES = 0.02
 #: What was weighed within this of a defect's centre was the defect [nm].
 WEIGHED_NM = 0.2
 #: 5-7 pairs nearer than this belong to one boundary [nm]: at 11 degrees dislocations are 1.3 nm apart.
@@ -75,15 +77,23 @@ def find_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | None =
 
 
 def _weigh(graph: AtomGraph, found: list[Defect], weighed: NDArray[np.float64] | None) -> list[Defect]:
-    """Probabilities of ring defects that the counts agree to."""
-    if weighed is None or len(weighed) == 0:
-        return found
+    """Probabilities of ring defects: those that the counts agree to, where they were weighed.
+
+    Elsewhere an odd ring may be an atom that was overlooked, which the scores of the frame's sites say how often is.
+    """
+    inner = ~graph.sites.edge & ~graph.foreign
+    doubt = 1.0 - float(np.mean(graph.sites.score[inner])) if inner.any() else 0.0
+    unweighed = HOLES / (HOLES + doubt)
+    places = np.zeros((0, 3)) if weighed is None else weighed
     result = []
     for defect in found:
-        distance = np.hypot(*(weighed[:, :2] - graph.pixel_size.to_nm(np.array(defect.center_px))).T)
-        nearest = int(np.argmin(distance))
-        result.append(replace(defect, probability=defect.probability * float(weighed[nearest, 2]))
-                      if distance[nearest] < WEIGHED_NM else defect)
+        factor = unweighed
+        if len(places):
+            distance = np.hypot(*(places[:, :2] - graph.pixel_size.to_nm(np.array(defect.center_px))).T)
+            nearest = int(np.argmin(distance))
+            if distance[nearest] < WEIGHED_NM:
+                factor = float(places[nearest, 2])
+        result.append(replace(defect, probability=defect.probability * factor))
     return result
 
 
