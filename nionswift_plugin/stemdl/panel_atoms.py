@@ -207,10 +207,12 @@ class AtomsSection:
         computation = self.known.computation if self.known else None
         table = self.known.table if self.known else None
         known = (table.metadata if table else {}).get(adapters.METADATA_KEY, {})
-        ready = bool(known) and not known.get("pending")
+        # A project that is being closed has taken the data away already.
+        rows = table.data if table else None
+        ready = bool(known) and not known.get("pending") and rows is not None
         self.metadata = known if ready else {}
-        if ready and table is not None:
-            self.__table = numpy.asarray(table.data)[: known["atoms"]]
+        if ready:
+            self.__table = numpy.asarray(rows)[: known["atoms"]]
         self.has_result.value = ready
         self.live_label.value = _("Stop live") if self.__running else _("Go live")
         self.state.value = self.__state(computation.error_text if computation else None, ready)
