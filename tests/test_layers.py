@@ -67,7 +67,8 @@ STAGES = (
         "preprocess",
     ),
     *("simulate", "network", "weights", "infer", "refine", "peaks", "lattice", "graph", "defects", "tracking"),
-    *("corrections", "library_environment", "library_match", "library_kinds", "library_classes", "library_store", "library"),
+    *("corrections", "library_environment", "library_match", "library_kinds", "library_classes", "library_store"),
+    "library",
     *("pipeline", "imaging_conditions", "retrain_data", "finetune", "compare_models", "retrain", "explain"),
     *("figures", "results", "cli"),
 )
