@@ -255,8 +255,8 @@ def scale_from_map(probability: NDArray[np.float32], *, material: Material, map_
     if abs(ratio - 1) <= max(CORRECTION, 3 * fit.pixel_size_sigma_nm / map_pixel_nm):
         return nominal, fit, ()
     return PixelSize(given * ratio, "lattice", given), fit, (
-        f"pixel size corrected from {1e3 * given:.2f} pm to {1e3 * given * ratio:.2f} pm ({100 * (ratio - 1):+.1f} %) by "
-        f"the {material.name} lattice",)
+        f"pixel size corrected from {1e3 * given:.2f} pm to {1e3 * given * ratio:.2f} pm "
+        f"({100 * (ratio - 1):+.1f} %) by the {material.name} lattice",)
 
 
 def _refuse_impossible(shape: tuple[int, ...], pixel_nm: float, material: Material) -> None:
