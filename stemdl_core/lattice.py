@@ -214,14 +214,11 @@ def check_scale(image: NDArray[np.float32], material: Material,
             raise CalibrationError(
                 f"field of view {width * given:.3g} nm contradicts the {material.name} lattice, "
                 f"which says {width * elsewhere.pixel_size_nm:.3g} nm")
-        return nominal, None, (f"no {material.name} lattice visible: the pixel size of {1e3 * given:.2f} pm "
-                               "is used unchecked",)
+        return nominal, None, (_unchecked(material, given),)
     off = fit.pixel_size_nm / given - 1
     if abs(off) <= max(CORRECTION, 3 * fit.pixel_size_sigma_nm / given):
         return replace(nominal, distortion=_as_tuples(fit.distortion)), fit, ()
-    note = (f"pixel size corrected from {1e3 * given:.2f} pm to {1e3 * fit.pixel_size_nm:.2f} pm "
-            f"({100 * off:+.1f} %) by the {material.name} lattice")
-    return _from_fit(fit, given), fit, (note,)
+    return _from_fit(fit, given), fit, (_corrected(material, given, fit.pixel_size_nm),)
 
 
 def scale_from_map(probability: NDArray[np.float32], *, material: Material, map_pixel_nm: float,
@@ -250,13 +247,19 @@ def scale_from_map(probability: NDArray[np.float32], *, material: Material, map_
     given = nominal.nominal_nm if nominal.nominal_nm is not None else nominal.nm
     ratio = 1.0 if fit is None else fit.pixel_size_nm / map_pixel_nm
     if fit is None or fit.quality < MAP_QUALITY or abs(ratio - 1) > MAP_BAND:
-        return nominal, None, (f"no {material.name} lattice visible: the pixel size of {1e3 * given:.2f} pm is used "
-                               "unchecked",)
+        return nominal, None, (_unchecked(material, given),)
     if abs(ratio - 1) <= max(CORRECTION, 3 * fit.pixel_size_sigma_nm / map_pixel_nm):
         return nominal, fit, ()
-    return PixelSize(given * ratio, "lattice", given), fit, (
-        f"pixel size corrected from {1e3 * given:.2f} pm to {1e3 * given * ratio:.2f} pm "
-        f"({100 * (ratio - 1):+.1f} %) by the {material.name} lattice",)
+    return PixelSize(given * ratio, "lattice", given), fit, (_corrected(material, given, given * ratio),)
+
+
+def _unchecked(material: Material, given: float) -> str:
+    return f"no {material.name} lattice visible: the pixel size of {1e3 * given:.2f} pm is used unchecked"
+
+
+def _corrected(material: Material, given: float, true: float) -> str:
+    return (f"pixel size corrected from {1e3 * given:.2f} pm to {1e3 * true:.2f} pm "
+            f"({100 * (true / given - 1):+.1f} %) by the {material.name} lattice")
 
 
 def _refuse_impossible(shape: tuple[int, ...], pixel_nm: float, material: Material) -> None:

@@ -14,7 +14,7 @@ from .defects import find_defects
 from .errors import ModelError
 from .foreign import foreign_sites
 from .frames import Frame
-from .graph import build_graph
+from .graph import AtomGraph, build_graph
 from .infer import probability_maps
 from .lattice import check_scale, scale_from_map
 from .materials import Material, element, get_material
@@ -108,18 +108,21 @@ def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> De
     mended = mend(frame.image)
     pixel_size, fit, warnings = check_scale(mended.image, material, frame.pixel_size)
     shape = frame.shape
-    small = model_shape(shape, pixel_size.nm, card.pixel_size_nm)
-    maps = probability_maps(model, standardise(resample(mended.image, small)))
-    mask = masked_area(card, maps)
+
+    def look(pixel_nm: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        maps = probability_maps(model, standardise(resample(mended.image, model_shape(shape, pixel_nm,
+                                                                                      card.pixel_size_nm))))
+        return maps, masked_area(card, maps)
+
+    maps, mask = look(pixel_size.nm)
     if fit is None:
         # Too faint for the image's spectrum; the atoms that the network finds may still form one lattice.
         used = pixel_size.nm
         pixel_size, fit, warnings = scale_from_map(np.where(mask, 0, atom_map(card, maps)), material=material,
                                                    map_pixel_nm=card.pixel_size_nm, nominal=pixel_size)
         if abs(pixel_size.nm / used - 1) > RESCALE:
-            small = model_shape(shape, pixel_size.nm, card.pixel_size_nm)
-            maps = probability_maps(model, standardise(resample(mended.image, small)))
-            mask = masked_area(card, maps)
+            maps, mask = look(pixel_size.nm)
+    small = mask.shape
     peaks = find_peaks(card, maps)
     keep = ~in_mask(mask, peaks.yx_px)
     start = from_model_px(peaks.yx_px[keep], shape, small)
@@ -161,19 +164,17 @@ def _make_sites(card: ModelCard, peaks: Peaks, keep: NDArray[np.bool_],
     host = amplitude[~is_dopant & refined.converged & np.isfinite(amplitude)]
     if not len(host):
         host = amplitude[np.isfinite(amplitude)]
-    unit = float(np.median(host)) if len(host) else 0.0
-    intensity, intensity_sigma = amplitude / unit, sigma / abs(unit)
-    if unit <= 0:
-        intensity[:] = np.nan
+    unit = float(np.median(host)) if len(host) and np.median(host) > 0 else np.nan
+    intensity, intensity_sigma = amplitude / unit, sigma / unit
     measured = refined.converged & np.isfinite(amplitude)
-    if refined.imaging is None or not refined.imaging.misfit < WORST_MISFIT or unit <= 0:
+    if refined.imaging is None or not refined.imaging.misfit < WORST_MISFIT or np.isnan(unit):
         # Neighbouring pixels share their noise (the image was smoothed or enlarged): heights of overlapping columns
         # trade against each other and are rough at best.
         measured[:] = False
     if dopant and (contrast := element(dopant) / material.atomic_number(material.species[0])) > 1:
         is_dopant = foreign_sites(intensity=intensity, sigma=intensity_sigma, measured=measured,
                                   share=peaks.dopant_share[keep], contrast=contrast)
-    if not measured.any() and material.kind == "mx2" and unit > 0 and refined.imaging is not None:
+    if not measured.any() and material.kind == "mx2" and refined.imaging is not None:
         # Single heights are rough, averages over a sublattice are not: they still tell metal from chalcogen.
         intensity_sigma = intensity_sigma * max(refined.imaging.misfit, 1.0) ** 0.5
     elif not measured.any():
@@ -223,29 +224,27 @@ def _analyze(frame: Frame, model: Model, dopant: str | None, material: str | Mat
     if foreign:
         element(foreign)
     found = detect(frame, model, material=host, dopant=foreign)
-    graph = build_graph(found.sites, material=host, pixel_size=found.pixel_size, shape=frame.shape, mask=found.mask,
-                        dopant=dopant)
-    holes = found.vacancies_px
+
+    def bonded(sites: Sites) -> AtomGraph:
+        return build_graph(sites, material=host, pixel_size=found.pixel_size, shape=frame.shape, mask=found.mask,
+                           dopant=dopant)
+
+    graph, holes, weighed = bonded(found.sites), found.vacancies_px, None
     if (empty := empty_columns(graph)).any():
         # Not atoms: what the network completed over a missing column. The hole remains to be named.
         holes = np.concatenate([holes, graph.sites.yx_px[empty]])
-        graph = build_graph(graph.sites.select(~empty), material=host, pixel_size=found.pixel_size, shape=frame.shape,
-                            mask=found.mask, dopant=dopant)
+        graph = bonded(graph.sites.select(~empty))
     verdict = judge(graph, lattice_visible=found.lattice_visible)
     mask, warnings = found.mask, [*found.warnings, *verdict.warnings]
-    weighed = None
     if not verdict.believable:
-        graph = build_graph(Sites.empty(), material=host, pixel_size=found.pixel_size, shape=frame.shape)
-        mask = np.ones_like(mask)
-    if verdict.believable and host.kind == "honeycomb" and found.refined is not None and found.mended is not None:
+        graph, holes, mask = bonded(Sites.empty()), None, np.ones_like(mask)
+    elif host.kind == "honeycomb" and found.refined is not None and found.mended is not None:
         image, valid = found.mended.image, found.mended.valid
         revision = reconsider(image, valid, graph, found.refined, vacancies_px=holes)
-        weighed = revision.weighed
         if revision.changed:
-            graph = build_graph(revised(image, valid, graph, revision), material=host, pixel_size=found.pixel_size,
-                                shape=frame.shape, mask=found.mask, dopant=dopant)
-        holes = np.concatenate([holes, revision.holes_px])
-    defects = find_defects(graph, vacancies_px=holes if verdict.believable else None, weighed=weighed)
+            graph = bonded(revised(image, valid, graph, revision))
+        holes, weighed = np.concatenate([holes, revision.holes_px]), revision.weighed
+    defects = find_defects(graph, vacancies_px=holes, weighed=weighed)
     fraction = float(mask.mean())
     if verdict.believable and fraction >= 0.005:
         warnings.append(f"{100 * fraction:.0f} % of the image shows no lattice (contamination or vacuum) and was "

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from .errors import ModelError
 from .materials import get_material
 from .network import DEFAULT_FILTERS
-from .simulate.dataset import Ranges, draw_conditions, simulate_frame, training_pair
+from .simulate.conditions import Ranges, draw_conditions
+from .simulate.dataset import simulate_frame, training_pair
 from .simulate.stm import random_stm
 from .simulate.structures import random_specimen
 
@@ -153,18 +154,14 @@ def training_example(recipe: Recipe, index: int) -> tuple[NDArray[np.float32], N
     if recipe.imaging == "stm":
         simulated = random_stm(fov, rng, pixel_nm=recipe.ranges.pixel_nm, dopant=recipe.dopant or "N",
                                kinds=dict(recipe.kinds), material=material)
-        return training_pair(simulated, classes=recipe.classes, model_pixel_nm=recipe.pixel_size_nm,
-                             radius_nm=recipe.radius_nm, vacancy_radius_nm=recipe.vacancy_radius_nm, host=recipe.host)
-    conditions = draw_conditions(rng, recipe.ranges)
-    side = max(int(round(fov / conditions.pixel_nm)), 24)
-    conditions = replace(conditions, pixel_nm=fov / side)
-
-    # Mostly the default dopant, sometimes others: its class means 'brighter than the host', not one element.
-    dopant = recipe.dopant if not recipe.dopant or rng.random() < 0.85 else str(rng.choice(OTHER_DOPANTS))
-    specimen = random_specimen(material, fov, rng, kinds=dict(recipe.kinds) or None, dopant=dopant or "Si",
-                               unrelaxed_probability=recipe.unrelaxed)
-    simulated = simulate_frame(specimen, conditions, rng, shape=(side, side), truth_moves=recipe.labels_move)
-    image, target = training_pair(simulated, classes=recipe.classes, model_pixel_nm=recipe.pixel_size_nm,
-                                  radius_nm=recipe.radius_nm, vacancy_radius_nm=recipe.vacancy_radius_nm,
-                                  host=recipe.host)
-    return image, target
+    else:
+        conditions = draw_conditions(rng, recipe.ranges)
+        side = max(int(round(fov / conditions.pixel_nm)), 24)
+        conditions = replace(conditions, pixel_nm=fov / side)
+        # Mostly the default dopant, sometimes others: its class means 'brighter than the host', not one element.
+        dopant = recipe.dopant if not recipe.dopant or rng.random() < 0.85 else str(rng.choice(OTHER_DOPANTS))
+        specimen = random_specimen(material, fov, rng, kinds=dict(recipe.kinds) or None, dopant=dopant or "Si",
+                                   unrelaxed_probability=recipe.unrelaxed)
+        simulated = simulate_frame(specimen, conditions, rng, shape=(side, side), truth_moves=recipe.labels_move)
+    return training_pair(simulated, classes=recipe.classes, model_pixel_nm=recipe.pixel_size_nm,
+                         radius_nm=recipe.radius_nm, vacancy_radius_nm=recipe.vacancy_radius_nm, host=recipe.host)

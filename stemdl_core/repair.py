@@ -13,65 +13,33 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from .arrangement import HEIGHT_SPREAD, Arrangement, Array, Counts, Fitted, Patch, Single
-from .columns import two_colour
+from .arrangement import Array, Counts
 from .graph import AtomGraph
-from .planar import find_faces
+from .rearrange import MARGIN_NM, Place, Search
 from .refine import Refined, refine_sites
 from .rings import group_faces
 from .sites import Sites
 
-#: Log-odds against an odd arrangement; reached when some twelve atoms have rings other than hexagons around them. A
-#: frame has a thousand atoms, of which noise makes one or two fainter by three and a half standard deviations: that
-#: alone is no vacancy.
-ODD, ODD_ATOMS = 12.0, 12.0
-#: Log-odds against every bond too many, and in favour of what the network has seen.
-CROWDED, SEEN = 4.0, 1.0
-#: Log-odds against each change within so many host bonds of a dopant.
-BESIDE, BESIDE_REACH = 7.0, 2.0
-#: No host atom is nearer to a foreign one than this many host bonds (silicon to carbon: 150 pm at least); what shows
-#: there is the foot of the bright column.
-CLOSEST_TO_DOPANT = 1.05
-#: By how much a changed arrangement has to be more probable than the found one.
-DECISIVE = 1.5
-#: Changes that are expected to lose more than this are not looked into; of the likeliest only so many are, and only
-#: those expected to come near the best one.
-PROMISING, LIKELIEST, MOST_OPTIONS, NEAR_BEST = -3.0, 6, 3, 7.0
-#: Gauss-Newton steps by which options are compared, and of an arrangement that is kept.
-FIRST_STEPS, ALL_STEPS = 2, 4
-#: Log-odds against the perfect lattice beyond which changes to it are of no interest when what was found fits.
-HOPELESS = 25.0
-#: Residual variance over the expected one up to which an arrangement explains the counts of its surroundings.
-GOOD_MISFIT = 1.25
 #: Arrangements fitted in one frame at most: bounds the time of a frame full of defects.
 MOST_FITS = 60
-#: Log-odds against anything odd where part of the surroundings is hidden, and how much of them has to be hidden:
-#: what hides the lattice goes on, thinner, beyond the place where it is noticed.
-RIM, HIDDEN_SHARE = 6.0, 0.02
-#: An atom that is found so far from where it was [host bonds] is refined again from there.
-MOVED = 0.22
 #: A host column fainter than this part of its neighbours and by so many standard deviations is looked at again.
 FAINT, FAINT_Z = 0.62, 2.0
 #: So are columns whose error of position is so many times the usual one, or which the network is not sure of.
 DOUBTFUL, UNSURE = 1.5, 0.7
 #: Residual variance over the expected one beyond which nothing is decided: noise is shared between pixels.
 WORST_MISFIT = 6.0
-#: Nor where a host column stands out of the noise by less (square of its standard deviations).
-FEWEST_POWER = 12.0
-#: Radius of the part that is rearranged, added margin in which atoms may follow, and largest part [nm].
-CORE_NM, MARGIN_NM, LARGEST_NM = 0.26, 0.14, 0.62
+#: Radius of the part that is rearranged, and largest part [nm].
+CORE_NM, LARGEST_NM = 0.26, 0.62
 #: Nearer to the border than this nothing is looked at [nm].
 BORDER_NM = 0.22
 #: Sites within this of a change take their new positions [nm].
 REFITTED_NM = 0.5
 #: ... and so much of the image beyond is looked at for it [nm].
 AROUND_NM = 0.35
-#: Most places of one frame that are looked at, and most changes in a row at one place.
-MOST_PLACES, MOST_CHANGES = 16, 4
+#: Most places of one frame that are looked at.
+MOST_PLACES = 16
 
 
 @dataclass(frozen=True)
@@ -104,14 +72,6 @@ class Revision:
         return bool(len(self.added_px)) or not bool(self.keep.all())
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A place to look at: centre and radius of the part that may be rearranged [nm]."""
-
-    center: Array
-    radius: float
-
-
 def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: AtomGraph, refined: Refined, *,
                vacancies_px: NDArray[np.float64]) -> Revision:
     """Look again where the sites and the counts, or the sites and the lattice, disagree.
@@ -138,7 +98,7 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
     heights = _heights(graph, refined)
     if heights is None:
         return Revision(keep, none, np.zeros(0), none)
-    altered: list[_Place] = []
+    altered: list[Place] = []
     weighed: list[tuple[float, float, float]] = []
     fits = 0
     counts = Counts(image, valid, refined, imaging, graph.pixel_size)
@@ -148,7 +108,7 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
             continue
         if fits >= MOST_FITS:
             break
-        search = _Search(counts, graph, heights, place, MOST_FITS - fits)
+        search = Search(counts, graph, heights, place, MOST_FITS - fits)
         found = search.best()
         fits += search.fits
         holes += search.empty
@@ -184,9 +144,9 @@ def _heights(graph: AtomGraph, refined: Refined) -> Array | None:
     return np.where(graph.foreign, np.clip(height, 0.0, 12.0 * unit), np.clip(height, 0.0, 2.0 * unit))
 
 
-def _places(graph: AtomGraph, holes: Array) -> list[_Place]:
+def _places(graph: AtomGraph, holes: Array) -> list[Place]:
     """Where to look, most suspicious first."""
-    places: list[_Place] = []
+    places: list[Place] = []
     yx = graph.yx_nm
     faces = graph.faces
     inner = ~graph.sites.edge & ~graph.foreign
@@ -196,18 +156,18 @@ def _places(graph: AtomGraph, holes: Array) -> list[_Place]:
     faint = inner & (intensity < FAINT) & (intensity + FAINT_Z * np.hypot(sigma, 0.08) < 1.0)
     strange = np.flatnonzero(faint | doubtful | (inner & ((graph.degree != 3) | (graph.sites.score < UNSURE)))).tolist()
     strange.sort(key=lambda i: float(intensity[i]) if np.isfinite(intensity[i]) else 1.0)
-    places += [_Place(yx[i], CORE_NM) for i in strange]
-    places += [_Place(at, CORE_NM) for at in holes]
+    places += [Place(yx[i], CORE_NM) for i in strange]
+    places += [Place(at, CORE_NM) for at in holes]
     odd = graph.inside & (faces.size != 6)
     for group in group_faces(graph, np.flatnonzero(odd).tolist()):
         atoms = np.unique([a for f in group for a in faces.nodes(f)])
         center = yx[atoms].mean(axis=0)
         extent = float(np.max(np.hypot(*(yx[atoms] - center).T)))
         if extent < LARGEST_NM:
-            places.append(_Place(center, max(CORE_NM, extent - 0.10)))
+            places.append(Place(center, max(CORE_NM, extent - 0.10)))
         else:
-            places += [_Place(yx[faces.nodes(f)].mean(axis=0), CORE_NM) for f in group]
-    chosen: list[_Place] = []
+            places += [Place(yx[faces.nodes(f)].mean(axis=0), CORE_NM) for f in group]
+    chosen: list[Place] = []
     # Atoms at the border make no defect.
     border = BORDER_NM / graph.pixel_size.nm
     limit = np.array(graph.shape) - 1 - border
@@ -218,301 +178,6 @@ def _places(graph: AtomGraph, holes: Array) -> list[_Place]:
         if all(math.dist(place.center, other.center) > max(0.12, other.radius - 0.08) for other in chosen):
             chosen.append(place)
     return chosen[:MOST_PLACES]
-
-
-class _Search:
-    """Arrangements at one place."""
-
-    def __init__(self, counts: Counts, graph: AtomGraph, heights: Array, place: _Place, most_fits: int) -> None:
-        self.graph, self.place = graph, place
-        self.fits, self.most_fits = 0, most_fits
-        self.belief = math.nan
-        self.host = graph.scale * graph.material.bond_nm
-        self.certainty = 0.5
-        self.empty: list[Array] = []
-        reach = place.radius + MARGIN_NM
-        self.patch = Patch(counts, place.center, reach + 2.2 * counts.sigma_nm)
-        hidden = float((self.patch.share < 0.99).mean()) if len(self.patch) else 1.0
-        self.rim = RIM if hidden > HIDDEN_SHARE else 0.0
-        near = np.array(graph.tree.query_ball_point(place.center, reach + 4.5 * counts.sigma_nm + 0.25), dtype=np.int64)
-        distance = np.hypot(*(graph.yx_nm[near] - place.center).T)
-        own = ~graph.foreign[near] & (distance < 1.0)
-        typical = heights[near[own & (graph.degree[near] == 3)]]
-        self.unit = float(np.median(typical)) if len(typical) >= 6 else float(np.median(heights[~graph.foreign]))
-        self.start = Arrangement(graph.yx_nm[near], heights[near], graph.foreign[near], near, distance < reach)
-        self.own = near[distance < reach]
-
-    def best(self) -> Fitted | None:
-        """The most probable arrangement, None where it is the found one."""
-        if len(self.patch) < 30 or self.unit <= 0 or float(self.patch.share.mean()) < 0.8:
-            return None
-        now = self._fit(self.start)
-        lattice = self._lattice()
-        perfect = None if lattice is None else self._perfect(lattice)
-        flat = None if perfect is None else self._fit(perfect)
-        if float(((self.unit * self.patch.profile(self.place.center) * now.root) ** 2).sum()) < FEWEST_POWER:
-            # Too faint to change anything, not too faint to doubt it.
-            if flat is not None:
-                self._believe(now, flat)
-            return None
-        first = self._probability(now) + SEEN
-        best, top = self._climb(now, lattice)
-        if flat is not None:
-            its = self._probability(flat)
-            if its > top - HOPELESS or self._misfit(best) > GOOD_MISFIT:
-                other, reached = self._climb(flat, lattice)
-                if reached > top:
-                    best, top = other, reached
-        self._note_holes(best, lattice)
-        if best is now or self._advantage(best, now) < SEEN + DECISIVE:
-            if flat is not None:
-                self._believe(now, flat)
-            # The same atoms, but not where they were found: a turned bond drawn as if it were not.
-            return now if self.replaced(now).any() else None
-        if best is not flat:
-            self._believe(best, now if flat is None else flat)
-        self.certainty = 1.0 / (1.0 + math.exp(-min(top - first, 30.0)))
-        return best
-
-    def _misfit(self, fitted: Fitted) -> float:
-        """Residual variance over the expected one."""
-        return float((fitted.residual.astype(np.float64) ** 2).mean())
-
-    def _advantage(self, one: Fitted, other: Fitted) -> float:
-        """Log-odds of one arrangement over another; weaker where even the better one does not explain the counts."""
-        doubt = max(1.0, min(self._misfit(one), self._misfit(other)))
-        return ((one.log_likelihood - other.log_likelihood) / doubt - one.strain + other.strain
-                - self._oddness(one.atoms) + self._oddness(other.atoms))
-
-    def _believe(self, best: Fitted, flat: Fitted) -> None:
-        """Posterior probability that the place is not what `flat` says."""
-        odds = float(np.clip(self._advantage(best, flat), -30.0, 30.0))
-        self.belief = 1.0 / (1.0 + math.exp(-odds))
-
-    def replaced(self, fitted: Fitted) -> NDArray[np.bool_]:
-        """(N,) atoms that were put there, or that belong elsewhere than where they were found."""
-        atoms = fitted.atoms
-        known = atoms.origin >= 0
-        gone = np.hypot(*(atoms.yx_nm - self.graph.yx_nm[atoms.origin]).T) > MOVED * self.host
-        return ~known | (gone & atoms.free & ~atoms.dopant)
-
-    def _fit(self, atoms: Arrangement, iterations: int = ALL_STEPS) -> Fitted:
-        self.fits += 1
-        return self.patch.fit(atoms, unit=self.unit, host_nm=self.host, iterations=iterations)
-
-    def _probability(self, fitted: Fitted) -> float:
-        return fitted.score - self._oddness(fitted.atoms)
-
-    def _oddness(self, atoms: Arrangement) -> float:
-        """Log-odds against the bonds of an arrangement before the counts are looked at."""
-        yx = atoms.yx_nm
-        pairs = cKDTree(yx).query_pairs(1.32 * self.host, output_type="ndarray")
-        light = ~atoms.dopant[pairs].any(axis=1)
-        degree = np.bincount(pairs[light].ravel(), minlength=len(yx))
-        inner = np.hypot(*(yx - self.place.center).T) < self.place.radius + MARGIN_NM
-        crowded = float(np.maximum(degree - 3, 0)[inner & ~atoms.dopant].sum())
-        lonely = float((degree[inner & ~atoms.dopant] < 2).sum())
-        if len(pairs) == 0:
-            return ODD
-        dopant_near = np.zeros(len(yx), dtype=bool)
-        if atoms.dopant.any():
-            dopant_near = cKDTree(yx[atoms.dopant]).query(yx)[0] < 1.7 * self.host
-        faces = find_faces(yx, pairs[:, 0], pairs[:, 1])
-        hexagons = np.bincount(faces.start, weights=((faces.size == 6) & (faces.area > 0))[faces.face],
-                               minlength=len(yx))
-        lacking = np.where(inner & ~dopant_near, (3.0 - hexagons).clip(0), 0.0)
-        # Two defects are as rare as one times one.
-        linked = pairs[(lacking > 0)[pairs].all(axis=1)]
-        links = coo_array((np.ones(len(linked)), linked.T), shape=(len(yx), len(yx)))
-        _, part = connected_components(links, directed=False)
-        odd = np.bincount(part, weights=lacking)
-        rare = (ODD + self.rim) * float((1.0 - np.exp(-odd / ODD_ATOMS)).sum())
-        return rare + CROWDED * crowded + 2.0 * lonely + self._beside(atoms)
-
-    def _beside(self, atoms: Arrangement) -> float:
-        """Log-odds against changes beside a dopant, whose light covers what stands there."""
-        if not atoms.dopant.any():
-            return 0.0
-        bright = cKDTree(self.start.yx_nm[self.start.dopant])
-        gone = self.start.yx_nm[~np.isin(self.start.origin, atoms.origin)]
-        changed = np.concatenate([gone, atoms.yx_nm[atoms.origin < 0]])
-        return BESIDE * float((bright.query(changed)[0] < BESIDE_REACH * self.host).sum()) if len(changed) else 0.0
-
-    # --- moves
-
-    def _climb(self, now: Fitted, lattice: Array | None) -> tuple[Fitted, float]:
-        """Take the best single change until none improves."""
-        value = self._probability(now) + (SEEN if now.atoms.origin[now.atoms.free].min(initial=0) >= 0
-                                          and len(now.atoms.yx_nm) == len(self.start.yx_nm) else 0.0)
-        for _ in range(MOST_CHANGES):
-            moves = self._moves(now, lattice)
-            steps = ALL_STEPS if len(moves) == 1 else FIRST_STEPS
-            options = []
-            for _, arrangement in moves:
-                if self.fits >= self.most_fits:
-                    break
-                fitted = self._fit(arrangement, steps)
-                options.append((self._probability(fitted), fitted))
-            if not options:
-                break
-            chance, fitted = max(options, key=lambda o: o[0])
-            if steps < ALL_STEPS and chance > value + PROMISING:
-                fitted = self._fit(fitted.atoms, ALL_STEPS - steps)
-                chance = self._probability(fitted)
-            if chance <= value + 0.1:
-                break
-            now, value = fitted, chance
-        return now, value
-
-    def _moves(self, now: Fitted, lattice: Array | None) -> list[tuple[float, Arrangement]]:
-        """The most promising changes and what they are expected to gain."""
-        atoms, patch = now.atoms, self.patch
-        core = np.hypot(*(atoms.yx_nm - self.place.center).T) < self.place.radius
-        mine = np.flatnonzero(atoms.free & core & ~atoms.dopant)
-        found: list[tuple[float, Arrangement]] = []
-        there = atoms.height[:, None].astype(np.float32) * patch.profile(atoms.yx_nm) * now.root
-        if len(mine):
-            gain = patch.promise(now, -there[mine], mine[:, None]) + self._odd_height(atoms.height[mine])
-            found += [(float(g), atoms.without(int(i))) for g, i in zip(gain, mine)]
-        places = []
-        near = patch.yx_nm[np.hypot(*(patch.yx_nm - self.place.center).T) < self.place.radius + 0.05]
-        near = near[:: max(1, len(near) // 80)]
-        if len(near):
-            places.append(near[int(np.argmax(patch.z_scores(now, near)))])
-        if lattice is not None and len(lattice):
-            places += list(lattice[np.hypot(*(lattice - self.place.center).T) < self.place.radius + 0.05])
-        closest = np.where(atoms.dopant, CLOSEST_TO_DOPANT, 0.55) * self.host
-        free = [p for p in places if (np.hypot(*(atoms.yx_nm - p).T) > closest).all()]
-        if free:
-            added = np.float32(self.unit) * patch.profile(np.array(free)) * now.root
-            gain = patch.promise(now, added, np.zeros((len(free), 0), dtype=np.int64))
-            found += [(float(g), atoms.with_atoms(p, self.unit)) for g, p in zip(gain, free)]
-        found += self._turned(now, core, there) + self._merged(now, mine)
-        found = sorted(found, key=lambda o: -o[0])[:LIKELIEST]
-        odd = self._oddness(atoms)
-        found = [(gain + odd - self._oddness(other), other) for gain, other in found if gain + odd > PROMISING]
-        found = [option for option in found if option[0] > PROMISING]
-        found = sorted(found, key=lambda o: -o[0])[:MOST_OPTIONS]
-        return [option for option in found if option[0] > found[0][0] - NEAR_BEST]
-
-    def _odd_height(self, height: Array) -> Array:
-        """Log-probability that host columns lose by their heights."""
-        return 0.5 * ((height - self.unit) / (HEIGHT_SPREAD * self.unit)) ** 2
-
-    def _turned(self, now: Fitted, core: NDArray[np.bool_], there: Single) -> list[tuple[float, Arrangement]]:
-        """Bonds turned by 90 degrees."""
-        atoms = now.atoms
-        pairs = cKDTree(atoms.yx_nm).query_pairs(1.3 * self.host, output_type="ndarray")
-        pairs = pairs[(atoms.free & ~atoms.dopant)[pairs].all(axis=1) & core[pairs].any(axis=1)]
-        if len(pairs) == 0:
-            return []
-        a, b = atoms.yx_nm[pairs[:, 0]], atoms.yx_nm[pairs[:, 1]]
-        middle, step = 0.5 * (a + b), 0.5 * (b - a)
-        turned = np.stack([step[:, 1], -step[:, 0]], axis=1)
-        profile = self.patch.profile
-        change = (np.float32(self.unit) * (profile(middle + turned) + profile(middle - turned)) * now.root
-                  - there[pairs[:, 0]] - there[pairs[:, 1]])
-        gain = self.patch.promise(now, change, pairs)
-        result = []
-        for k in np.argsort(-gain)[:2].tolist():
-            pair = [int(v) for v in pairs[k]]
-            new = np.stack([middle[k] + turned[k], middle[k] - turned[k]])
-            result.append((float(gain[k]), atoms.without(pair).with_atoms(new, self.unit)))
-        return result
-
-    def _merged(self, now: Fitted, mine: NDArray[np.int64]) -> list[tuple[float, Arrangement]]:
-        """Atoms nearer to each other than atoms are, made one."""
-        if len(mine) < 2:
-            return []
-        yx = now.atoms.yx_nm[mine]
-        pairs = mine[cKDTree(yx).query_pairs(0.8 * self.host, output_type="ndarray")]
-        return [(0.0, now.atoms.without(p).with_atoms(now.atoms.yx_nm[p].mean(axis=0), self.unit))
-                for p in pairs.tolist()]
-
-    # --- the perfect lattice
-
-    def _lattice(self) -> Array | None:
-        """Sites of the perfect lattice in this part, continued from the hexagons around it."""
-        graph, center = self.graph, self.place.center
-        faces = graph.faces
-        hexagons = np.bincount(faces.start, weights=(graph.inside & (faces.size == 6))[faces.face],
-                               minlength=len(graph.sites))
-        near = np.array(graph.tree.query_ball_point(center, self.place.radius + 0.55), dtype=np.int64)
-        calm = near[(hexagons[near] >= 2) & (graph.degree[near] == 3) & ~graph.foreign[near]]
-        if len(calm) < 8:
-            return None
-        number = np.full(len(graph.sites), -1)
-        number[calm] = np.arange(len(calm))
-        a, b = number[graph.bonds.a], number[graph.bonds.b]
-        use = (a >= 0) & (b >= 0)
-        pairs = np.stack([a[use], b[use]], axis=1)
-        if len(pairs) < 8:
-            return None
-        colour, part = two_colour(len(calm), pairs)
-        largest = int(np.bincount(part).argmax())
-        yx = graph.yx_nm[calm]
-        start = np.where(colour[pairs[:, 0]] == 0, pairs[:, 0], pairs[:, 1])
-        end = pairs.sum(axis=1) - start
-        use = part[start] == largest
-        step = (yx[end] - yx[start])[use]
-        turn = np.angle(np.exp(3j * np.arctan2(step[:, 0], step[:, 1])).mean()) / 3.0
-        kind = np.round((np.arctan2(step[:, 0], step[:, 1]) - turn) / (2 * np.pi / 3)).astype(int) % 3
-        if len(np.unique(kind)) < 3:
-            return None
-        d = np.array([step[kind == k].mean(axis=0) for k in range(3)])
-        basis = np.stack([d[0] - d[1], d[0] - d[2]])
-        members = np.flatnonzero(part == largest)
-        anchor = members[int(np.argmin(np.hypot(*(yx[members] - center).T)))]
-        origin = yx[anchor] - colour[anchor] * d[0]
-        place = (yx[members] - origin - colour[members][:, None] * d[0]) @ np.linalg.inv(basis)
-        index = np.round(place)
-        design = np.column_stack([np.ones(len(members)), index, colour[members]])
-        solution, *_ = np.linalg.lstsq(design, yx[members], rcond=None)
-        error = yx[members] - design @ solution
-        if np.sqrt((error**2).sum(1).mean()) > 0.25 * self.host:
-            return None
-        reach = int(np.ceil((self.place.radius + 0.9) / (1.7 * self.host))) + 1
-        middle = np.round((center - solution[0]) @ np.linalg.inv(solution[1:3])).astype(int)
-        i, j, s = (v.ravel() for v in np.meshgrid(middle[0] + np.arange(-reach, reach + 1),
-                                                  middle[1] + np.arange(-reach, reach + 1), (0, 1), indexing="ij"))
-        sites = np.column_stack([np.ones(len(i)), i, j, s]) @ solution
-        return sites[np.hypot(*(sites - center).T) < self.place.radius + MARGIN_NM + 0.02]
-
-    def _perfect(self, lattice: Array) -> Arrangement | None:
-        """The part replaced by perfect lattice; None where foreign atoms are."""
-        inside = np.hypot(*(self.start.yx_nm - self.place.center).T) < self.place.radius + 0.02
-        if self.start.dopant[inside].any() or (self.start.dopant.any() and len(lattice) == 0):
-            return None
-        rest = self.start.without(np.flatnonzero(inside).tolist())
-        old = self.start.yx_nm[inside]
-        new = lattice[np.hypot(*(lattice - self.place.center).T) < self.place.radius + 0.02]
-        gap = np.min(np.hypot(*(rest.yx_nm[:, None] - new[None]).transpose(2, 0, 1)), axis=0) if len(new) else \
-            np.zeros(0)
-        new = new[gap > 0.5 * self.host]
-        if len(new) == len(old) and (len(old) == 0 or
-                                     np.max(np.min(np.hypot(*(old[:, None] - new[None]).transpose(2, 0, 1)),
-                                                   axis=0)) < 0.3 * self.host):
-            return None
-        # A site that is there keeps its number: only what differs is a change.
-        result = rest.with_atoms(new, self.unit)
-        if len(old):
-            distance, which = cKDTree(old).query(new)
-            origin = result.origin.copy()
-            ids = self.start.origin[inside]
-            same = distance < 0.45 * self.host
-            origin[len(rest.yx_nm):][same] = ids[which[same]]
-            result = Arrangement(result.yx_nm, result.height, result.dopant, origin, result.free)
-        return result
-
-    def _note_holes(self, best: Fitted, lattice: Array | None) -> None:
-        """Lattice sites without an atom, where an atom would contradict the counts."""
-        if lattice is None:
-            return
-        yx = best.atoms.yx_nm
-        for site in lattice[np.hypot(*(lattice - self.place.center).T) < self.place.radius]:
-            if np.min(np.hypot(*(yx - site).T)) > 0.6 * self.host and \
-                    float(self.patch.gain(best, site[None], self.unit)[0]) < -4.0:
-                self.empty.append(site)
 
 
 def _windows(altered: Array, reach: float,
