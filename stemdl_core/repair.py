@@ -135,7 +135,8 @@ def _heights(graph: AtomGraph, refined: Refined) -> Array | None:
     distance, index = cKDTree(found).query(graph.sites.yx_px)
     if not np.isfinite(graph.sites.intensity).any() or not refined.converged.any():
         return None
-    unit = float(np.median(refined.amplitude[refined.converged]))
+    known = refined.amplitude[refined.converged & np.isfinite(refined.amplitude)]
+    unit = float(np.median(known)) if len(known) else 0.0
     if not unit > 0:
         return None
     height = np.asarray(refined.amplitude)[index]
@@ -227,10 +228,10 @@ def revised(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: AtomGr
         part = (slice(low[0], high[0]), slice(low[1], high[1]))
         refined = refine_sites(image[part], yx[near, 0] - low[0], yx[near, 1] - low[1],
                                pixel_size_nm=graph.pixel_size.nm, groups=foreign[near].astype(int), valid=valid[part])
-        usable = ~foreign[near] & ~new & refined.converged & np.isfinite(columns["intensity"][near])
+        usable = (~foreign[near] & ~new & refined.converged & np.isfinite(refined.amplitude)
+                  & np.isfinite(columns["intensity"][near]))
         # In the units of the frame: the window's own host columns say what they are.
-        unit = float(np.median(refined.amplitude[usable] / columns["intensity"][near][usable])) if usable.any() else \
-            float(np.median(refined.amplitude))
+        unit = float(np.median(refined.amplitude[usable] / columns["intensity"][near][usable])) if usable.any() else 0.0
         values = {"y_px": refined.y_px + low[0], "x_px": refined.x_px + low[1], "sigma_pm": refined.sigma_pm}
         if np.isfinite(kept.intensity).any() and unit > 0:
             values |= {"intensity": refined.amplitude / unit, "intensity_sigma": refined.amplitude_sigma / unit}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -26,12 +28,18 @@ def picture(specimen, rng, dose=300.0):
     return simulate_frame(specimen, conditions, rng)
 
 
-def second_look(image, yx_px, species):
-    """Names of the defects when the sites at first are those given, and what was revised."""
+def second_look(image, yx_px, species, unknown=()):
+    """Names of the defects when the sites at first are those given, and what was revised.
+
+    The heights of the sites `unknown` are taken to be lost, as those of columns that fall onto one spot.
+    """
     valid = np.ones(image.shape, dtype=bool)
     refined = refine_sites(image, yx_px[:, 0], yx_px[:, 1], pixel_size_nm=PIXEL_NM,
                            groups=(species != "C").astype(int))
-    unit = np.median(refined.amplitude[species == "C"])
+    amplitude = refined.amplitude.copy()
+    amplitude[list(unknown)] = np.nan
+    refined = replace(refined, amplitude=amplitude)
+    unit = np.nanmedian(refined.amplitude[species == "C"])
     sites = Sites.from_columns(y_px=refined.y_px, x_px=refined.x_px, species=species, sigma_pm=refined.sigma_pm,
                                score=np.full(len(species), 0.99), intensity=refined.amplitude / unit,
                                intensity_sigma=refined.amplitude_sigma / unit)
@@ -60,6 +68,12 @@ def test_a_defect_drawn_as_perfect_lattice_is_found_in_the_counts(kind, rng):
     names, revision = second_look(s.frame.image, *drawn_perfect(s.frame.shape))
     assert names == [kind]
     assert revision.changed
+
+
+def test_one_unknown_height_does_not_blind_the_second_look(rng):
+    s = picture(add_defect(sheet(), "SV", (1.3, 1.3), rng=rng), rng)
+    names, _ = second_look(s.frame.image, *drawn_perfect(s.frame.shape), unknown=[3])
+    assert names == ["SV"]
 
 
 def test_an_overlooked_atom_is_put_back(rng):
