@@ -166,7 +166,11 @@ class LiveAnnotation:
         self.__seen = self.__dropped = self.__analysed = 0
         self.__thread = threading.Thread(target=self.__work, name="stemdl-live", daemon=True)
         self.__thread.start()
-        self.__removed_listener = table.about_to_be_removed_event.listen(self.__end)
+        self.__unwritten = publish.Unwritten((overlay, table, defect_table))
+        self.__end_listeners = [
+            table.about_to_be_removed_event.listen(self.__end),
+            document_controller.document_model.about_to_close_event.listen(self.__end),
+        ]
         self.__collector: publish.CalmCollector | None = None
         self.__listener = self.__hardware_source.data_channel_updated_event.listen(self.__frame_changed)
 
@@ -186,15 +190,16 @@ class LiveAnnotation:
     def close(self) -> None:
         """Stop; the results stay. On the main thread."""
         if not self.__closed:
-            self.__end()
             publish.date((self.overlay, self.table, self.defect_table))
+            self.__end()
 
     def __end(self) -> None:
         if self.__closed:
             return
         self.__listener.close()
-        self.__removed_listener.close()
-        self.__listener = self.__removed_listener = typing.cast(typing.Any, None)
+        for listener in self.__end_listeners:
+            listener.close()
+        self.__listener, self.__end_listeners = typing.cast(typing.Any, None), []
         if self.__collector is not None:
             self.__collector.close()
         with self.__condition:
@@ -206,6 +211,7 @@ class LiveAnnotation:
         followers, self.followers = self.followers, ()
         for follower in followers:
             follower.close()
+        self.__unwritten.close()
         self.status_changed_event.fire()
 
     def join(self, timeout_s: float = 10.0) -> None:
@@ -315,8 +321,9 @@ class LiveAnnotation:
             display_item = computations.display_item_of(self.source)
             if display_item is not None:
                 marks.update_marks(
-                    display_item, self.table, contents.analysis, most=marks.MOST_LIVE_MARKS
-                )
+                    display_item, self.table, contents.analysis, most=marks.MOST_LIVE_MARKS,
+                    steadiness=marks.LIVE_STEADINESS,
+                )  # fmt: skip
         with self.__condition:
             seen, dropped = self.__seen, self.__dropped
         error, self.__follower_error = result.error or self.__follower_error, ""

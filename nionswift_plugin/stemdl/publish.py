@@ -30,6 +30,27 @@ def date(items: typing.Iterable[DataItem.DataItem | None]) -> None:
             put(item, item.xdata)
 
 
+class Unwritten:
+    """Keeps items off the disk while they change many times a second. On the main thread.
+
+    Swift writes an item at every change of it, temporary or not, unless a transaction holds it: so it does
+    with a scan's own image while it is scanned. At the end each item is written once.
+    """
+
+    def __init__(self, items: typing.Iterable[DataItem.DataItem | None]) -> None:
+        self.__transactions = [
+            item._document_model.item_transaction(item)
+            for item in items
+            if item is not None and item._document_model is not None
+        ]
+
+    def close(self) -> None:
+        """Let them be written."""
+        transactions, self.__transactions = self.__transactions, []
+        for transaction in transactions:
+            transaction.close()
+
+
 class CalmCollector:
     """Python's garbage collector, kept from going through everything that Swift and torch have made.
 

@@ -105,6 +105,7 @@ class LiveTracking:
         self.__pictures: _Pictures | None = None
         self.__drawn_s = -1e9
         self.__make_items(document_controller)
+        self.__unwritten = publish.Unwritten((self.table, self.picture, self.counts, self.angles))
         self.__removed_listener = self.table.about_to_be_removed_event.listen(self.__end)
         annotation.attach(self)
 
@@ -301,8 +302,8 @@ class LiveTracking:
     def stop(self) -> None:
         """End; the results stay as long as the scan's image."""
         if not self.__stopped:
-            self.__end()
             publish.date((self.table, self.picture, self.counts, self.angles))
+            self.__end()
 
     def __end(self) -> None:
         if self.__stopped:
@@ -313,6 +314,7 @@ class LiveTracking:
         self.__removed_listener = typing.cast(typing.Any, None)
         if self in _running:
             _running.remove(self)
+        self.__unwritten.close()
         self.__tell()
 
     close = stop
