@@ -26,6 +26,8 @@ _ENOUGH_STEPS, _PREDICTABLE_NM = 10, 0.045
 _GAIN = 7.0
 #: How much longer than before hops may become on another branch [nm].
 _LONGER_NM = 0.03
+#: A hop that is left with less than this was none [nm].
+_NO_HOP_NM = 0.05
 
 
 def settle_blind(shown: list[Shown], basis_nm: NDArray[np.float64]) -> list[Shown]:
@@ -125,6 +127,8 @@ def corrected(
             for key, shift in zip(("y_nm", "x_nm"), one.by_nm):
                 rows[key] = [v - shift if f >= one.frame else v for f, v in zip(rows["frame"], rows[key])]
         events = [_other_hop(e, one) if e.kind == "hop" and abs(e.frame - one.frame) <= 1 else e for e in events]
+        # What was a step of the drift was no hop.
+        events = [e for e in events if e.kind != "hop" or float(np.linalg.norm(e.step_nm)) > _NO_HOP_NM]
     return shown, events
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from .evidence import Row
 
 #: A move between places: first row, place before, place after, and a row that shows both.
 Move = tuple[Row, int, int, Row | None]
+#: Evidence of every place, and of any other [nats].
+Weigh = Callable[[Mapping[int, NDArray[np.float64]]], tuple[dict[int, float], float]]
 
 
 class Moves:
@@ -62,14 +65,33 @@ class PlaceChain:
         self.settled: NDArray[np.float64] | None = None
         self._rows: dict[int, Row] = {}
         self.recent: deque[Row] = deque(maxlen=64)
+        #: Rows decided to be at another place than they were read at.
+        self.elsewhere: list[tuple[Row, NDArray[np.float64]]] = []
 
-    def push(self, row: Row, value: NDArray[np.float64], stray: float) -> list[Move]:
-        """Add a reading; `stray` is the probability that it means nothing."""
-        squared = self.places.visit(value)
+    def push(
+        self,
+        row: Row,
+        value: NDArray[np.float64],
+        stray: float,
+        weigh: Weigh | None = None,
+        misread: bool = False,
+    ) -> list[Move]:
+        """Add a reading; `stray` is the probability that it means nothing.
+
+        Where every place of a frame says by itself how likely the defect is there, `weigh` gives that for places,
+        and for any other place [nats]; a reading of something else (`misread`) is then no place to be at.
+        """
+        known = weigh is not None and misread and self.places.centers
+        squared = {} if known else self.places.visit(value)
+        if weigh is not None:
+            return self._push(row, *weigh(self.places.centers))
         dimensions = len(np.atleast_1d(value))
         # Density of a stray reading relative to the peak of the Gaussian.
         floor = float(np.log(stray) + dimensions * np.log(np.sqrt(2 * np.pi) * self.places.sigma / self.span))
         evidence = {k: float(np.logaddexp(np.log1p(-stray) - d / 2, floor)) for k, d in squared.items()}
+        return self._push(row, evidence, floor)
+
+    def _push(self, row: Row, evidence: dict[int, float], floor: float) -> list[Move]:
         self._rows[row.number] = row
         decided = self.chain.push(row.number, evidence, floor=floor)
         result = self._read(decided)
@@ -87,8 +109,11 @@ class PlaceChain:
         moves = []
         for item in decided:
             row = self._rows.pop(item.frame)
+            center = self.places.centers[item.state]  # type: ignore[index]
             if self.settled is None:
-                self.settled = self.places.centers[item.state].copy()  # type: ignore[index]
+                self.settled = center.copy()
+            if self.places.period is None and float(np.linalg.norm(row.yx_nm - center)) > self.places.apart:
+                self.elsewhere.append((row, center.copy()))
             moves += self.moves.push(row, item.state, self._between)  # type: ignore[arg-type]
         return moves
 
@@ -97,7 +122,7 @@ class PlaceChain:
         away = 0.25 * float(np.linalg.norm(end - start))
         for r in self.recent:
             ends = (float(np.linalg.norm(r.yx_nm - e)) for e in (start, end))
-            if row.number - 1 <= r.number <= row.number and min(ends) > away:
+            if row.frame - 1 <= r.frame <= row.frame and min(ends) > away:
                 return r
         return None
 

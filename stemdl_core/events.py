@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .chains import Move, PlaceChain
+from .chains import Move, PlaceChain, Weigh
 from .decode import Decided, OnlineViterbi, Places
 from .evidence import Row, name_evidence
 from .hostframe import MOTIF, HostLattice
 from .linking import TrackSettings
 from .materials import Material
 from .observations import Observation, foreign_atoms
+from .site_field import SiteField, on_one_site
 
 #: A triangle of foreign atoms at most this far from equilateral is whole [deg].
 _EVEN_DEG = 8.0
@@ -68,6 +70,12 @@ class TrackHistory:
         self.cost = float(-np.log(settings.change_probability))
         self._names = OnlineViterbi(change_cost=self.cost, extra_cost=self._atoms_cost)
         self._open: dict[int, Row] = {}
+        self._fields: dict[int, SiteField] = {}
+        #: Recent frames, and what their sites say about point defects.
+        self.past: Sequence[tuple[Any, SiteField]] = ()
+        self._last_hop = -1
+        #: Rows decided to be at another place than they were read at, and that place.
+        self.elsewhere: list[tuple[Row, NDArray[np.float64]]] = []
         self.lattice: HostLattice | None = None
         self.name: str | None = None
         self.decided_rows = self.count = 0
@@ -100,9 +108,16 @@ class TrackHistory:
         """The most probable name now."""
         return self._names.best or self.name  # type: ignore[return-value]
 
-    def push(self, row: Row, lattice: HostLattice | None) -> tuple[list[str], list[Change]]:
-        """Add a row; returns the names decided for the next rows in order, and the changes decided."""
+    def push(
+        self, row: Row, lattice: HostLattice | None, field: SiteField | None = None
+    ) -> tuple[list[str], list[Change]]:
+        """Add a row; returns the names decided for the next rows in order, and the changes decided.
+
+        `field` is what all sites of the frame say about point defects.
+        """
         self.lattice = lattice
+        if field is not None:
+            self._fields[row.number] = field
         evidence, floor = name_evidence(row, self.material, lattice, self.settings, self._names.states)
         if row.number == 0:
             # A reading without a past is contradicted by one change only: it should not weigh as much.
@@ -164,6 +179,7 @@ class TrackHistory:
             self.name = name
             names.append(name)
             changes += self._locate(row, name)
+            self._fields.pop(row.number, None)
             self._before.append((row, name, item.evidence))
         self.decided_rows += len(decided)
         self._learn()
@@ -221,10 +237,24 @@ class TrackHistory:
         elif seen.names.get(name, 0.0) < 0.2:
             stray = max(stray, 0.05)
         self._position.recent.append(row)
-        changes = self._hops(self._position.push(row, row.yx_nm, stray))
+        weigh = self._weigher(row, name)
+        changes = self._hops(self._position.push(row, row.yx_nm, stray, weigh, seen.name != name))
+        if weigh is not None:
+            self.elsewhere += self._position.elsewhere
+        self._position.elsewhere = []
         if seen.atoms >= 2:
             changes += self._orient(row)
         return changes
+
+    def _weigher(self, row: Row, name: str) -> Weigh | None:
+        """How likely a point defect is at every place, by all sites of the frame."""
+        field = self._fields.pop(row.number, None)
+        if field is None or not on_one_site(name, self.material):
+            return None
+        if row.seen.name == name and field.nearest(name, row.yx_nm) is None:
+            return None
+        reach = self.settings.search_range_nm
+        return lambda places: field.weigh(name, places, row.yx_nm, reach)
 
     def _orient(self, row: Row) -> list[Change]:
         """Rotations that the orientation of a cluster decides."""
@@ -247,8 +277,8 @@ class TrackHistory:
 
     def _between(self, row: Row) -> Row | None:
         """The reading at or just before `row` that shows another number of foreign atoms, or faint ones."""
-        before = next((r for r in self._skipped if r.number == row.number - 1), None)
-        return before or next((r for r in self._faint if row.number - 1 <= r.number <= row.number), None)
+        before = next((r for r in self._skipped if r.frame == row.frame - 1), None)
+        return before or next((r for r in self._faint if row.frame - 1 <= r.frame <= row.frame), None)
 
     def _close_chains(self) -> list[Change]:
         changes = self._hops(self._position.flush())
@@ -274,6 +304,7 @@ class TrackHistory:
                 last = centers[end] - centers[start]
                 step = last if np.linalg.norm(last) > limit else step
             if np.linalg.norm(step) > limit:
+                row = self._first(row, centers[end] - step, centers[end])
                 mixed = mixed or self._between(row) or chain.on_the_way(row, centers[end] - step, centers[end])
                 chain.settled = centers[end].copy()
                 # The middle of odd rings that fit no name wanders with every ring that is read differently.
@@ -283,6 +314,22 @@ class TrackHistory:
             elif with_switch:
                 chain.settled = centers[end].copy()
         return found
+
+    def _first(self, row: Row, start: NDArray[np.float64], end: NDArray[np.float64]) -> Row:
+        """The row of a hop, put back to the frame from which on the sites themselves show the new place."""
+        name = str(self.name)
+        if not on_one_site(name, self.material):
+            return row
+        total = best = 0.0
+        first, last = row, self._last_hop
+        self._last_hop = row.frame
+        for moment, field in reversed(self.past):
+            if last < moment.frame < row.frame:
+                total += field.at(name, end) - field.at(name, start)
+                if total > best:
+                    best, first = total, replace(row, frame=moment.frame, time_s=moment.time_s)
+        self._last_hop = first.frame
+        return first
 
     def _hop(self, row: Row, start: NDArray[np.float64], end: NDArray[np.float64], mixed: Row | None) -> Change:
         step, name = end - start, str(self.name)

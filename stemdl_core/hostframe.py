@@ -277,15 +277,12 @@ class SpecimenFrame:
     ) -> float:
         """Negative log-likelihood of a drift, with the heavy tail that stage jumps have (Student, 3 degrees).
 
-        A drift known from elsewhere counts as one more witness that may be wrong by a lattice vector; where no
-        defect tells the branch (`alone`) it is the only one.
+        A drift known from elsewhere counts as one more witness that may be wrong by a lattice vector, and counts in
+        full where no defect tells the branch (`alone`).
         """
-        if given_nm is None or not alone:
-            miss = drift_nm - self.drift_nm - steps * self.step_nm
-            cost = 2.5 * float(np.log1p(miss @ miss / (3 * steps * self.spread_nm**2)))
-            cost = min(cost, _JUMP + _JUMP_PER_NM * float(np.linalg.norm(miss)))
-        else:
-            cost = 0.0
+        miss = drift_nm - self.drift_nm - steps * self.step_nm
+        cost = 2.5 * float(np.log1p(miss @ miss / (3 * steps * self.spread_nm**2)))
+        cost = min(cost, _JUMP + _JUMP_PER_NM * float(np.linalg.norm(miss)))
         if given_nm is not None:
             off = drift_nm - np.asarray(given_nm, dtype=float)
             against = 2.5 * float(np.log1p(off @ off / (3 * given_sigma_nm**2)))

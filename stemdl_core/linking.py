@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 _FORBIDDEN = 1e6
-#: Cost of a vacancy that the network took for an atom [nats].
-_OVERLOOKED = 1.2
+#: Cost of a defect that was taken for a host atom [nats]; within this distance a defect rests where it was [nm].
+_OVERLOOKED, _REST_NM = 1.2, 0.08
+#: Evidence from which a site is taken for a defect that has moved there, or for one not yet certain [nats].
+FIRM = 2.5
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,8 @@ def link(
     *,
     hop_nm: float = 0.142,
     faint: NDArray[np.float64] | None = None,
+    evidence: NDArray[np.float64] | None = None,
+    names: Sequence[Mapping[str, float]] = (),
 ) -> Linked:
     """Cheapest assignment of detections to tracks.
 
@@ -202,7 +206,11 @@ def link(
     hop_nm : float
         Length of the shortest hop [nm].
     faint : (D,) float64, optional
-        Evidence of detections that count only where a vacancy is expected [nats]; 0 for all others.
+        Evidence of detections that count only where such a defect is expected [nats]; 0 for all others.
+    evidence : (D,) float64, optional
+        Log-likelihood ratio of what stands on one site to a host atom [nats]; NaN for other detections.
+    names : sequence of D mappings
+        Possible names of the detections, for `faint` ones.
 
     References
     ----------
@@ -222,10 +230,16 @@ def link(
     # An atom more or less moves the centre: such a step says nothing about rest.
     cost = np.where(recomposition(targets, foreign), distance / 0.2, cost) + chemistry
     if faint is not None and faint.any():
-        holes = np.array([[t.real and t.name == "SV" and not t.away] for t in targets])
-        # Without the vacancy the site would be an atom as faint as that; with it, the network overlooked it.
-        cost = np.where(faint > 0, np.where(holes, cost - faint + _OVERLOOKED, _FORBIDDEN), cost)
+        # Without the defect the site would be an atom as faint, or as bright, as that; with it, it was overlooked.
+        weak = (faint < FIRM)[None] & ((distance > _REST_NM) | ~np.array([[t.real] for t in targets]))
+        fits = np.array([[not t.away and t.name in n for n in names] for t in targets]) & ~weak
+        cost = np.where(faint > 0, np.where(fits, cost - faint + _OVERLOOKED, _FORBIDDEN), cost)
         birth = np.where(faint > 0, 0.0, birth)
+    if evidence is not None:
+        # The same odds hold for those that the frame shows by itself: noise shows one now and then, too.
+        sure = np.isfinite(evidence) & ~(faint > 0 if faint is not None else False)
+        cost = np.where(sure, cost - evidence, cost)
+        birth = np.where(sure, 0.0, birth)
     limit = np.array([[min(settings.search_range_nm, 0.12) if t.away else settings.search_range_nm] for t in targets])
     cost[distance > limit] = _FORBIDDEN
     table = np.full((count + found, count + found), _FORBIDDEN)

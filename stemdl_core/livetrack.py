@@ -74,6 +74,8 @@ class Moment:
 
 def weight(seen: Observation) -> float:
     """What a reading counts for a track being real."""
+    if np.isfinite(seen.evidence):
+        return float(np.clip(0.25 * seen.evidence, -0.6, 1.0))
     if seen.atoms:
         return max(seen.score, 0.3)
     # Odd rings without a name are what noise makes of a perfect lattice.

@@ -128,7 +128,10 @@ class MovieTracker:
         return self.tracker.skip(index, fault)
 
     def drift(self, frame: Frame, analysis: FrameAnalysis) -> tuple[tuple[float, float] | None, float]:
-        """Drift of a frame from its image (y, x) [nm], None where its branch is in doubt, and its sigma [nm]."""
+        """Drift of a frame from its image (y, x) [nm], None where there is none, and its sigma [nm].
+
+        The sigma is infinite where the branch is in doubt, or where defects tell it better.
+        """
         material = get_material(analysis.material)
         if self._drift is None:
             fit = fit_lattice(frame.image, material=material, nominal_pixel_size_nm=analysis.pixel_size.nm)
@@ -142,9 +145,8 @@ class MovieTracker:
         except StemdlError:
             return None, _DRIFT_SIGMA_NM
         # Defects tell the branch better when they are linked than when they are compared as blots.
-        if step.branch_confidence < _SURE or len(analysis.defects):
-            return None, _DRIFT_SIGMA_NM
-        return (step.dy_nm, step.dx_nm), max(_DRIFT_SIGMA_NM, step.sigma_nm)
+        told = step.branch_confidence < _SURE or len(analysis.defects) > 0
+        return (step.dy_nm, step.dx_nm), np.inf if told else max(_DRIFT_SIGMA_NM, step.sigma_nm)
 
 
 def follow_movie(

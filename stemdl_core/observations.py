@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,10 +15,6 @@ from .analysis import Defect, FrameAnalysis
 from .materials import get_material
 from .sites import Sites
 
-#: Intensity, in host columns, that is found where the network completes the lattice over a vacancy; spread of
-#: the intensity of whole columns beyond their measured uncertainty; least and largest evidence for a vacancy
-#: [nats]; most faint sites of a frame that are considered.
-_EMPTY, _SPREAD, _LEAST, _MOST, _FAINTEST_SITES = 0.22, 0.13, 2.5, 8.0, 24
 _CLUSTER = re.compile(r"^([A-Z][a-z]?)(\d*)(?:-?[A-Z]|_|$)")
 
 
@@ -46,8 +42,10 @@ class Observation:
     intensity, intensity_sigma : float
         Mean intensity of its foreign atoms relative to the host, and its standard deviation; NaN where not known.
     faint : float
-        0 for defects that the frame shows by itself. Otherwise a host atom so faint that it may be none: the
-        log-likelihood ratio of a vacancy to an atom, which counts only where a vacancy is expected.
+        0 for defects that the frame shows by itself. Otherwise a site that may be one, though the frame alone cannot
+        tell: the log-likelihood ratio of the defect to a host atom, which counts only where such a defect is expected.
+    evidence : float
+        The same ratio for whatever stands on one site; NaN where not known [nats].
     """
 
     yx_px: NDArray[np.float64]
@@ -63,6 +61,7 @@ class Observation:
     intensity: float = float("nan")
     intensity_sigma: float = float("nan")
     faint: float = 0.0
+    evidence: float = float("nan")
 
     @property
     def name(self) -> str:
@@ -205,46 +204,6 @@ def observe(analysis: FrameAnalysis) -> list[Observation]:
             )
         )
     return found
-
-
-def faint_sites(analysis: FrameAnalysis, found: Sequence[Observation]) -> list[Observation]:
-    """Host atoms of a honeycomb that are so faint that they may be none, apart from the defects already `found`.
-
-    In noise the network completes the lattice over every other vacancy. One frame cannot tell such a site from
-    the faintest of its hundreds of atoms; a vacancy that was there in the frames before can.
-    """
-    material = get_material(analysis.material)
-    sites, pixel = analysis.sites, analysis.pixel_size
-    if material.kind != "honeycomb" or not len(sites):
-        return []
-    host = np.isin(sites.species, material.species)
-    variance = sites.intensity_sigma**2 + _SPREAD**2
-    with np.errstate(invalid="ignore"):
-        ratio = ((1.0 - sites.intensity) ** 2 - (_EMPTY - sites.intensity) ** 2) / (2.0 * variance)
-        # Fainter than empty is no better than empty.
-        ratio = np.where(sites.intensity < _EMPTY, (1.0 - _EMPTY) ** 2 / (2.0 * variance), ratio)
-        ids = np.flatnonzero(host & ~sites.edge & (ratio > _LEAST))
-    ids = ids[np.argsort(-ratio[ids])][:_FAINTEST_SITES]
-    foreign = pixel.to_nm(sites.yx_px[~host])
-    known = np.array([o.yx_nm for o in found if not o.atoms]).reshape(-1, 2)
-    height, width = analysis.shape
-    result = []
-    for k in ids:
-        yx_px = sites.yx_px[k]
-        yx = pixel.to_nm(yx_px)
-        # Tails of bright neighbours make the intensity uncertain, and a hole that was found is not another one.
-        if any(len(p) and np.linalg.norm(p - yx, axis=1).min() < 0.2 for p in (foreign, known)):
-            continue
-        border = min(yx_px[0] + 0.5, height - 0.5 - yx_px[0], yx_px[1] + 0.5, width - 0.5 - yx_px[1]) * pixel.nm
-        evidence = float(min(ratio[k], _MOST))
-        chance = float(1.0 / (1.0 + np.exp(2.0 - evidence)))
-        result.append(
-            Observation(
-                np.asarray(yx_px, dtype=float), yx, {}, {"SV": chance}, chance, float("nan"), 0, float("nan"),
-                float(border), False, float(sites.intensity[k]), float(sites.intensity_sigma[k]), evidence,
-            )
-        )
-    return result
 
 
 def _brightness(sites: Sites, foreign: NDArray[np.int64]) -> tuple[float, float]:

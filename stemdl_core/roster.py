@@ -14,12 +14,18 @@ from .linking import TrackSettings
 from .livetrack import COLUMNS, LiveTrack, Moment, weight
 from .materials import Material
 from .observations import Observation
+from .site_field import Levels, SiteField, on_one_site
 from .trajectories import Event
 
 #: Tracks that left the view are remembered up to this number.
 _REMEMBERED = 64
 #: Good frames that the neighbours of an appearing or vanishing defect get to say whether it merged or split.
 _PATIENCE = 4
+#: What appears up to this good frame was there when the movie began; frames that are searched for the beginning of a
+#: point defect which single frames do not show.
+_GRACE, _LOOK_BACK = 1, 40
+#: How much rarer it is that a point defect appears than that it was there when the movie began [nats].
+_RARE_BIRTH = 7.0
 
 
 class Roster:
@@ -38,15 +44,26 @@ class Roster:
         self.done: list[LiveTrack] = []
         self.events: list[Event] = []
         self.now = Moment(0, 0, None)
+        self.levels = Levels(material)
+        self.field: SiteField | None = None
+        self._before: deque[tuple[Moment, SiteField]] = deque(maxlen=_LOOK_BACK)
         self._born: list[LiveTrack] = []
         self._ended: list[LiveTrack] = []
         self._moments: deque[Moment] = deque(maxlen=256)
         self._next_id = 1
 
+    @property
+    def kinds(self) -> set[str]:
+        """Point defects that are known to occur."""
+        names = (t.history.likely_name for t in (*self.live, *self.away) if t.real)
+        return {n for n in names if n is not None and on_one_site(n, self.material)}
+
     def next_frame(self, moment: Moment) -> None:
         """Begin a good frame."""
         self.now = moment
         self._moments.append(moment)
+        if self.field is not None:
+            self._before.append((moment, self.field))
 
     def begin(self, seen: Observation, yx_nm: NDArray[np.float64], *, entered: str) -> LiveTrack:
         """A new track, real when more readings confirm it."""
@@ -58,9 +75,9 @@ class Roster:
             yx_nm,
             dict(seen.foreign),
         )
+        track.history.past = self._before
         # What was there when the movie began was not born, though it may have been overlooked at first.
-        grace = 1 if seen.atoms else 2
-        track.born = self.now.good > grace
+        track.born = self.now.good > (_GRACE if seen.atoms else _GRACE + 1)
         track.entered = entered
         self.live.append(track)
         return track
@@ -149,7 +166,8 @@ class Roster:
         )
         for key, value in zip(COLUMNS, values):
             track.rows[key].append(value)
-        names, changes = track.history.push(row, lattice)
+        names, changes = track.history.push(row, lattice, self.field)
+        self._learn(track, seen)
         track.names += names
         near = np.linalg.norm(yx_nm - track.where) < 2.5 * self.settings.position_sigma_nm
         # At rest the mean of the last readings is a better place to expect the next than the last one alone.
@@ -168,14 +186,51 @@ class Roster:
         if not track.real and track.evidence >= enough:
             self.confirm(track)
 
+    def _learn(self, track: LiveTrack, seen: Observation) -> None:
+        """Let the levels of point defects follow those that are certain."""
+        if (track.real or not seen.faint) and np.isfinite(seen.evidence) and seen.name == track.history.likely_name:
+            self.levels.learn(seen.name, seen.intensity)
+
     def confirm(self, track: LiveTrack) -> None:
         """Give a track its number: it is real."""
         track.real, track.id = True, self._next_id
         self._next_id += 1
+        self._look_back(track)
         if track.born and not track.part_of:
             self._born.append(track)
         saved, track.saved = track.saved, []
         self.report(track, saved)
+
+    def _look_back(self, track: LiveTrack) -> None:
+        """Begin a track in the frame from which on the site of its first reading was what the track is of."""
+        name, place = track.history.likely_name, np.array([track.rows["y_nm"][0], track.rows["x_nm"][0]])
+        if name is None or not on_one_site(name, self.material):
+            return
+        earlier = [(m, f) for m, f in self._before if m.good < track.first]
+        total, best, begins = 0.0, 0.0, len(earlier)
+        for k in range(len(earlier) - 1, -1, -1):
+            total += earlier[k][1].at(name, place)
+            if total > best:
+                best, begins = total, k
+        if earlier and earlier[0][0].good == 0 and total > best - _RARE_BIRTH:
+            begins = 0
+        rows: dict[str, list] = {key: [] for key in COLUMNS}
+        for moment, field in earlier[begins:]:
+            site = field.nearest(name, place)
+            if site is None or site[1] <= 0:
+                continue  # bridged like any frame in which it was overlooked
+            values = {"frame": moment.frame, "time_s": np.nan if moment.time_s is None else moment.time_s,
+                      "seen_as": "", "probability": 0.0}  # fmt: skip
+            values |= dict(zip(("y_px", "x_px", "y_nm", "x_nm"), [*field.yx_px[site[0]], *field.yx_nm[site[0]]]))
+            for key in COLUMNS:
+                rows[key].append(values.get(key, np.nan))
+        if not rows["frame"]:
+            return
+        for key in COLUMNS:
+            track.rows[key] = rows[key] + track.rows[key]
+        track.names = [name] * len(rows["frame"]) + track.names
+        track.first = next(m.good for m, _ in earlier if m.frame == rows["frame"][0])
+        track.born = track.born and begins > 0 and track.first > _GRACE
 
     def miss(self, track: LiveTrack, *, visible: bool) -> None:
         """Note that a track was not found, though it may be `visible`."""

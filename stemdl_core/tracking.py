@@ -18,8 +18,9 @@ from .hostframe import HostLattice, SpecimenFrame, host_lattice
 from .linking import Linked, Target, TrackSettings, birth_costs, chemistry_costs, link
 from .livetrack import Current, Update
 from .materials import Material, get_material
-from .observations import Observation, faint_sites, observe
+from .observations import Observation, observe
 from .roster import COLUMNS, LiveTrack, Moment, Roster
+from .site_field import BEGINS, on_one_site, site_field
 from .trajectories import Drift, Event, Events, Tracks
 
 __all__ = ["Current", "Tracker", "Tracks", "Update", "track"]
@@ -87,7 +88,8 @@ class Tracker:
             [nm]. It chooses the branch; the phase of the lattice refines it. By default the drift comes from
             the located atoms alone.
         drift_sigma_nm : float
-            Standard deviation of `drift_nm` [nm].
+            Standard deviation of `drift_nm` [nm]. If it is infinite, this drift only tells what the steps of the
+            next ones are counted from.
 
         Raises
         ------
@@ -113,26 +115,31 @@ class Tracker:
         if self._middle is None:
             self._middle = middle
         aside = self._middle - middle
-        certain = observe(analysis)
-        # Vacancies of the frames before may be among the faint atoms of this one.
-        holes = any(t.real and t.history.likely_name == "SV" for t in roster.live)
-        found = certain + (faint_sites(analysis, certain) if holes else [])
-        found = [replace(s, yx_nm=s.yx_nm + aside) for s in found]
         lattice = host_lattice(analysis, prior=self._specimen.current or self._specimen.reference)
+        field = site_field(analysis, lattice, roster.levels)
+        certain = field.weighed(observe(analysis))
+        # Point defects of the frames before may be among the faint or bright atoms of this one.
+        expected = {t.history.likely_name or "" for t in roster.live} | roster.kinds
+        found = certain + field.offered((k for k in expected if on_one_site(k, material)), certain)
+        found = [replace(s, yx_nm=s.yx_nm + aside) for s in found]
         if lattice is not None:
             lattice = replace(lattice, origin_nm=lattice.origin_nm + aside)
         steps = analysis.frame - self._frames[-1] if self._frames else 1
-        positions, targets, linked = self._place(analysis, found, lattice, steps, drift_nm, drift_sigma_nm)
+        blind = drift_nm is None or np.isinf(drift_sigma_nm)
+        positions, targets, linked, cell = self._place(analysis, found, lattice, steps, drift_nm, drift_sigma_nm)
+        placed = self._specimen.to_specimen(field.yx_nm + aside, lattice, self._specimen.drift_nm, cell)
+        roster.field = replace(field, yx_nm=placed)
         roster.next_frame(Moment(len(self._frames), analysis.frame, analysis.time_s))
         self._frames.append(analysis.frame)
         time_s = float("nan") if analysis.time_s is None else analysis.time_s
         matrix = np.linalg.inv(analysis.pixel_size.matrix).T
-        blind = drift_nm is None and not certain and not linked.pairs
+        blind = blind and not certain and not linked.pairs
         at = self._specimen.drift_nm.copy()
         self._shown.append(Shown(analysis.frame, time_s, at, aside, matrix, blind, self._specimen.within_nm))
         told = len(roster.events)
         taken = {id(targets[i]): j for i, j in linked.pairs}
-        free = set(range(len(certain))) - set(taken.values())
+        free = {j for j, s in enumerate(found) if not s.faint or (s.faint > BEGINS and material.kind != "honeycomb")}
+        free -= set(taken.values())
         parts = roster.revive(targets, taken, found, positions, free)
         size = analysis.pixel_size.to_nm([analysis.shape[0], analysis.shape[1]])
         reference = self._specimen.reference
@@ -175,8 +182,8 @@ class Tracker:
         steps: int,
         given: ArrayLike | None,
         sigma: float,
-    ) -> tuple[NDArray[np.float64], list[LiveTrack], Linked]:
-        """Drift and links that are most probable together."""
+    ) -> tuple[NDArray[np.float64], list[LiveTrack], Linked, NDArray[np.float64]]:
+        """Drift and links that are most probable together, and the lattice vectors that the drift counts."""
         specimen, settings = self._specimen, self.settings
         assert self._roster is not None
         material = self._roster.material
@@ -192,23 +199,24 @@ class Tracker:
             # The first frame defines the specimen's frame: nothing to choose.
             specimen.accept(lattice, np.zeros(2))
             self._anchor(given)
-            return yx, [], Linked((), 0.0)
-        if given is not None and self._given is not None:
+            return yx, [], Linked((), 0.0), np.zeros(2)
+        if given is not None and self._given is not None and np.isfinite(sigma):
             # The step counts, not the sum: two ways to a branch may differ once and agree ever after.
             given_then, drift_then = self._given
             expected = drift_then + np.asarray(given, dtype=float) - given_then
         else:
             expected = None
-        faint = np.array([s.faint for s in found])
+        faint, evidence = (np.array([getattr(s, k) for s in found]) for k in ("faint", "evidence"))
+        names = [s.names for s in found]
         alone = not (faint == 0).any()
         tracks = [*self._roster.live, *self._roster.away]
         foreign = [s.foreign for s in found]
         # What the tracks are does not depend on where they are.
         known = [self._target(t, specimen.drift_nm, size) for t in tracks]
-        chemistry = chemistry_costs(known, foreign, [s.names for s in found])
+        chemistry = chemistry_costs(known, foreign, names)
         # No assignment costs less than this, wherever the defects are.
         least = float(np.minimum(chemistry.min(axis=1), 0.0).sum()) - 5.0 if chemistry.size else 0.0
-        least -= float(faint.max()) * sum(t.name == "SV" for t in known) if len(faint) else 0.0
+        least -= float(np.nanmax(evidence)) * len(known) if np.isfinite(evidence).any() else 0.0
         best: tuple[float, Any] | None = None
         # With many defects a jump that all of them follow is found from those that are near by chance, too late.
         reach = 0.35 if len(tracks) > _CROWD else 0.8
@@ -218,15 +226,18 @@ class Tracker:
                 continue
             positions = specimen.to_specimen(yx, lattice, drift, cell)
             targets = [self._target(t, drift, size) for t in tracks]
-            linked = link(targets, positions, chemistry, foreign, births, settings, hop_nm=hop_nm, faint=faint)
+            linked = link(
+                targets, positions, chemistry, foreign, births, settings,
+                hop_nm=hop_nm, faint=faint, evidence=evidence, names=names,
+            )  # fmt: skip
             total = prior + linked.cost
             if best is None or total < best[0]:
-                best = (total, (drift, positions, linked))
+                best = (total, (drift, positions, linked, cell))
         assert best is not None
-        drift, positions, linked = best[1]
+        drift, positions, linked, cell = best[1]
         specimen.accept(lattice, drift, steps=steps)
         self._anchor(given)
-        return positions, tracks, linked
+        return positions, tracks, linked, cell
 
     def _within(self, analysis: FrameAnalysis, lattice: HostLattice | None) -> NDArray[np.float64] | None:
         """Drift from the first to the last line of a frame (y, x) [nm], relative to that in the first frame."""
