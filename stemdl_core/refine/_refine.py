@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 from ..errors import StemdlError
 from .beyond import columns_beyond
 from .check import Check, check_residual, local_misfit
+from .colour import noise_colour
 from .fit import Fit, Prior, State, height_prior
 from .grid import estimate_noise
 from .model import Array
@@ -88,18 +89,18 @@ def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, 
     # Groups of their own: where the specimen ends at the border, they find that there is nothing.
     labels = np.r_[labels, labels[like] + labels.max() + 1]
 
-    def fitted(noise_factor: float) -> Refined:
+    def fitted(noise_factor: float) -> tuple[Refined, float]:
         work = Work(image, usable, y0, x0, pixel_pm=1e3 * pixel_size_nm, noise_factor=noise_factor,
                     sigma_pm=None if sigma_probe_nm is None else 1e3 * sigma_probe_nm)
         if work.state is None:
-            return unrefined(y0, x0, prior_sigma_pm)
+            return unrefined(y0, x0, prior_sigma_pm), 1.0
         return _refine(work, labels, prior_sigma_pm, longest_step_pm)
 
-    refined = fitted(1.0)
+    refined, excess = fitted(1.0)
     # Smoothed, enlarged or slowly detected images share their noise between pixels. What a pixel alone shows of it is
     # far too little: the fit would follow the noise, away from good start positions. Once more with what was seen.
-    if refined.imaging is not None and refined.imaging.misfit > CORRELATED:
-        refined = fitted(refined.imaging.misfit)
+    if excess > CORRELATED:
+        refined, _ = fitted(excess)
     return replace(refined, **{f.name: getattr(refined, f.name)[:asked]
                                for f in fields(refined) if f.name != "imaging"})
 
@@ -123,8 +124,9 @@ def _check(image: NDArray[np.floating], y: Array, x: Array, pixel_size_nm: float
     return usable
 
 
-def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest_step_pm: float) -> Refined:
-    """Columns, noise and probe in turn, then the covariance."""
+def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float,
+            longest_step_pm: float) -> tuple[Refined, float]:
+    """Columns, noise and probe in turn, then the covariance; and by how much the noise exceeds what was assumed."""
     fit, grid, state, picture = work.fit, work.grid, work.state, work.picture
     assert state is not None
     step_pm = grid.step_pm
@@ -165,6 +167,9 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     # The picture before the last step, which is small, is as good a judge as one more drawing.
     residual = grid.image - mean
     check = check_residual(residual, mean, state.noise, grid.usable, picture)
+    colour = 1.0
+    if work.noise_factor == 1.0:
+        colour = noise_colour(work.image, work.usable, binning=grid.binning, sigma_px=state.shape.sigma * grid.binning)
     own_cov, more = normal.covariance(state.y, state.x, state.height, state.shape)
     # A site without pixels knows what was believed before, and no more.
     believed = 1 / prior.precision
@@ -173,7 +178,8 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     own_cov[bad] = believed[bad, :, None] * np.eye(3)
     cov = own_cov + more
     local = local_misfit(picture.patches, residual, mean, state.noise, grid.usable)
-    inflation = max(1.0, check.misfit) * local
+    excess = max(1.0, check.misfit, colour)
+    inflation = excess * local
     along_y, along_x = cov[:, 1, 1] * inflation, cov[:, 2, 2] * inflation
     # A column is some lines high, and averages their shifts.
     along_x = along_x + check.jitter**2 / (np.sqrt(2 * np.pi * state.shape.cyy))
@@ -201,12 +207,12 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     y, x = np.where(ok, state.y, start[:, 1]), np.where(ok, state.x, start[:, 2])
     index, value, _, _ = fit.background.at(y, x)
     below = (state.nodes[index] * value).sum(1) * grid.scale + grid.offset
-    imaging = _imaging(fit, state, below, check)
+    imaging = _imaging(fit, state, below, check, colour)
     height_sigma = np.sqrt(free * inflation)
     # Where the fit ran away, the start is in doubt as well.
     doubt = np.maximum(prior_sigma_pm, 0.5 * np.minimum(moved, longest_step_pm))
     return Refined(grid.to_raw(y), grid.to_raw(x), height * grid.scale, height_sigma * grid.scale,
-                   np.where(ok, sigma, doubt), below, ok, imaging)
+                   np.where(ok, sigma, doubt), below, ok, imaging), excess
 
 
 def _step_in_sigma(before: State, after: State, information: Array, prior: Prior) -> float:
@@ -232,7 +238,7 @@ def _start_precision(state: State, start: Array, information: Array, precision: 
     return np.minimum(precision, 1 / np.clip(free - noise, 1e-6, most))
 
 
-def _imaging(fit: Fit, state: State, below: Array, check: Check) -> Imaging:
+def _imaging(fit: Fit, state: State, below: Array, check: Check, colour: float) -> Imaging:
     """The probe and the noise in units of the raw image."""
     grid, shape = fit.grid, state.shape
     pixels = grid.binning**2
@@ -243,8 +249,7 @@ def _imaging(fit: Fit, state: State, below: Array, check: Check) -> Imaging:
     values = np.maximum(values, 1e-3)
     sigma = float(np.prod(values) ** 0.25)
     wide = shape.fraction * shape.peak_ratio
-    gain = state.noise.gain * grid.scale * pixels
-    intercept = state.noise.intercept * grid.scale**2 * pixels - gain * grid.offset
+    gain, intercept = (colour * v for v in _raw_noise(fit, state))
     volume = shape.volume * pixels
     counted = gain > 0
     electrons = float(np.median(state.height)) * grid.scale * volume / gain if counted else np.nan
@@ -255,8 +260,15 @@ def _imaging(fit: Fit, state: State, below: Array, check: Check) -> Imaging:
                    tail_ratio=float(np.sqrt(1 + shape.spread / sigma**2)),
                    volume_px=volume, gain=float(gain), intercept=float(intercept),
                    electrons_per_atom=float(electrons),
-                   background=float(np.median(below)), misfit=check.misfit,
+                   background=float(np.median(below)), misfit=check.misfit / colour,
                    jitter_pm=check.jitter * grid.step_pm * grid.binning**0.5)
+
+
+def _raw_noise(fit: Fit, state: State) -> tuple[float, float]:
+    """Gain and intercept of the variance of a raw pixel [image units]."""
+    grid = fit.grid
+    gain = state.noise.gain * grid.scale * grid.binning**2
+    return gain, state.noise.intercept * grid.scale**2 * grid.binning**2 - gain * grid.offset
 
 
 def estimate_imaging(image: NDArray[np.floating], refined: Refined, *, pixel_size_nm: float,

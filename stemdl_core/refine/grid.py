@@ -121,7 +121,7 @@ class Noise:
         return Noise(factor * self.gain, factor * self.intercept, factor * self.least)
 
 
-def _box3(image: NDArray[np.float32], side: float, centre: float) -> NDArray[np.float32]:
+def box3(image: NDArray[np.float32], side: float, centre: float) -> NDArray[np.float32]:
     """Separable 3 x 3 filter (side, centre, side) of the inner pixels: (H - 2, W - 2)."""
     a, b = np.float32(side), np.float32(centre)
     rows = a * (image[:-2] + image[2:]) + b * image[1:-1]
@@ -135,7 +135,7 @@ def estimate_noise(residual: NDArray[np.float32], mean: NDArray[np.float32], usa
     The filter (1, -2, 1) x (1, -2, 1) / 6 has unit noise gain and is blind to anything as smooth as the
     probe, so neither the atoms nor the parameters fitted to them bias the estimate (Immerkaer, 1996).
     """
-    fine = _box3(residual, 1.0, -2.0)
+    fine = box3(residual, 1.0, -2.0)
     full = usable >= np.float32(0.999)
     rows = full[:-2] & full[1:-1] & full[2:]
     inner = rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]
@@ -143,7 +143,7 @@ def estimate_noise(residual: NDArray[np.float32], mean: NDArray[np.float32], usa
     stride = inner.size // 25000 | 1
     chosen = inner.ravel()[::stride]
     squares = fine.ravel()[::stride][chosen].astype(np.float64) ** 2 / 36
-    level = _box3(mean, 1 / 6, 4 / 6).ravel()[::stride][chosen].astype(np.float64)
+    level = box3(mean, 1 / 6, 4 / 6).ravel()[::stride][chosen].astype(np.float64)
     if len(squares) < 50:
         variance = float(np.mean(residual[usable > 0] ** 2)) if (usable > 0).any() else 1.0
         return Noise(0.0, max(variance, 1e-12), max(variance, 1e-12))

@@ -25,7 +25,8 @@ class Imaging:
     volume_px : float
         Integral of a column's profile of peak height one [raw px].
     gain, intercept : float
-        Variance of a raw pixel = intercept + gain * mean, in image units. With a linear counting detector
+        Variance of a raw pixel = intercept + gain * mean, in image units; of noise that pixels share, the variance
+        that independent pixels would need for as much noise under a column. With a linear counting detector
         `gain` is the image units one electron adds, and -intercept / gain the reading of a dark pixel.
     electrons_per_atom : float
         Electrons under the profile of the median host column; NaN where the noise shows no gain.

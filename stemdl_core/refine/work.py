@@ -27,6 +27,7 @@ class Work:
     def __init__(self, image: NDArray[np.floating], usable: NDArray[np.bool_], y_px: Array, x_px: Array, *,
                  pixel_pm: float, sigma_pm: float | None, noise_factor: float = 1.0) -> None:
         self.state: State | None = None
+        self.image, self.usable = image, usable
         self.noise_factor = noise_factor
         trials = TRIAL_SIGMA_PM if sigma_pm is None else tuple(f * sigma_pm for f in (0.72, 1.0, 1.4))
         guess = 45.0 if sigma_pm is None else sigma_pm

@@ -1,0 +1,81 @@
+"""How much more noise there is at the scale of a column than between neighbouring pixels.
+
+The noise of single counts is white. Images that were smoothed, enlarged or read by a slow detector keep little of it
+from pixel to pixel and nearly all of it over the width of a column, where a fit takes it for structure.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+from .grid import box3
+
+#: The largest wave number over the inverse width of a column (2 pi k sigma) at which the noise is looked at, also as a
+#: part of what the pixels can show; and two bands below it. Even a bright column has no power there (exp(-9) at most).
+_LARGEST, _NYQUIST = 5.5, 0.95
+_BANDS = ((0.60, 0.79), (0.79, 1.0))
+#: Fewest Fourier components of a band, and the wave number that positions and heights are told by.
+_FEWEST, _COLUMN = 60, 1.0
+#: Less is within the errors of the finest structure's own level.
+_WHITE = 0.15
+#: A part of the image is enough [px].
+_SIDE = 320
+
+
+def noise_colour(image: NDArray[np.floating], usable: NDArray[np.bool_], *, binning: int, sigma_px: float) -> float:
+    """Power of the noise at the scale of a column over that of white noise of the same finest structure; at least one.
+
+    Parameters
+    ----------
+    image : (H, W) float array
+        Raw image.
+    usable : (H, W) bool
+        Pixels that may be used.
+    binning : int
+        Raw pixels per working pixel along one axis: the finest structure is that of working pixels.
+    sigma_px : float
+        Width of a column [raw px].
+
+    Notes
+    -----
+    Smoothing by a Gaussian makes the logarithm of the power a straight line in the square of the wave number. Two bands
+    beyond the columns' own give it, and it is continued to where the columns are.
+    """
+    height, width = (min(n, _SIDE) // binning * binning for n in image.shape)
+    top, left = ((n - m) // 2 for n, m in zip(image.shape, (height, width), strict=True))
+    part = image[top : top + height, left : left + width].astype(np.float32)
+    good = usable[top : top + height, left : left + width]
+    if not good.any() or min(part.shape) < 5 * binning:
+        return 1.0
+    part = np.where(good, part - part[good].mean(), np.float32(0))
+    window = np.hanning(height)[:, None].astype(np.float32) * np.hanning(width).astype(np.float32) * good
+    # What contamination scatters is noisier than the sheet: finest structure and power are those of the same pixels.
+    coarse, seen = (v.reshape(height // binning, binning, width // binning, binning).mean((1, 3))
+                    for v in (part, window))
+    weight = seen[1:-1, 1:-1] ** 2
+    finest = float((weight * box3(coarse, 1.0, -2.0) ** 2).sum()) / (36 * float(weight.sum()))
+    white = finest * binning**2 * float((window**2).sum())
+    if not white > 0:
+        return 1.0
+    power = np.abs(fft.rfft2(window * part)) ** 2
+    wave = 2 * np.pi * sigma_px * np.hypot(fft.fftfreq(height)[:, None], fft.rfftfreq(width))
+    largest = min(_LARGEST, _NYQUIST * np.pi * sigma_px)
+    found, square, error = [], [], []
+    for low, high in _BANDS:
+        chosen = (wave >= low * largest) & (wave < high * largest)
+        count = int(chosen.sum())
+        if count < _FEWEST:
+            return 1.0
+        # The median of an exponential distribution: peaks of the lattice and waves of the scan do not count.
+        found.append(max(float(np.median(power[chosen])) / (np.log(2) * white), 1e-6))
+        square.append(float((wave[chosen] ** 2).mean()))
+        # Of the median's logarithm; the window makes neighbouring components one and a half times less independent.
+        error.append(1.5 / (np.log(2) * np.sqrt(count)))
+    fall = float(np.log(found[0] / found[1]))
+    if fall > 3 * np.hypot(*error):
+        colour = found[0] * float(np.exp(fall * (square[0] - _COLUMN**2) / (square[1] - square[0])))
+    else:
+        colour = found[1] if found[1] > 1 + 3 * error[1] else 1.0
+    return colour if colour > 1 + _WHITE else 1.0
