@@ -40,6 +40,7 @@ SPECIES_RGB: dict[str, tuple[int, int, int]] = {
 _OTHER_RGB = (255, 255, 255)
 _DEFECT_RGB = (255, 221, 87)
 _UNKNOWN_RGB = (255, 138, 196)
+_RIM_RGB = (10, 14, 20)
 _BOND_RGB = (225, 235, 245)
 #: Okabe & Ito's palette without black: apart for colour-blind eyes.
 _TRACK_RGB = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167),
@@ -80,7 +81,7 @@ def background(image: numpy.ndarray, zoom: float) -> numpy.ndarray:
     """
     from PIL import Image
 
-    sample = image[:: max(1, image.shape[0] // 512), :: max(1, image.shape[1] // 512)]
+    sample = image[:: max(1, image.shape[0] // 256), :: max(1, image.shape[1] // 256)]
     low, high = numpy.percentile(sample, (1.0, 99.7))
     gain = 190.0 / max(float(high - low), 1e-30)
     grey = numpy.clip((image - low) * gain, 0, 235).astype(numpy.uint8)
@@ -97,8 +98,7 @@ def background(image: numpy.ndarray, zoom: float) -> numpy.ndarray:
 
 def plain(image: numpy.ndarray) -> numpy.ndarray:
     """(h, w, 3) uint8: the image alone, as shown until the first result is there."""
-    grey = background(image, zoom_for(image.shape))
-    return numpy.repeat(grey[..., None], 3, axis=2)
+    return Canvas(background(image, zoom_for(image.shape))).bgr
 
 
 def render(image: numpy.ndarray, analysis: FrameAnalysis, style: Style) -> numpy.ndarray:
@@ -190,14 +190,46 @@ class Canvas:
     """A picture that marks are blended into, with the edges of every mark smoothed over one pixel."""
 
     def __init__(self, grey: numpy.ndarray) -> None:
-        self.bgr = numpy.repeat(grey[..., None], 3, axis=2)
+        # Blue, green and red apart: that halves the time of everything that is done to them.
+        self._planes = numpy.repeat(grey[None], 3, axis=0)
         self.shape = grey.shape
+
+    @property
+    def bgr(self) -> numpy.ndarray:
+        """(h, w, 3) uint8: the picture in the order blue, green, red."""
+        from PIL import Image
+
+        return numpy.asarray(Image.merge("RGB", [Image.fromarray(plane) for plane in self._planes]))
+
+    def fill(self, box: tuple[slice, slice], rgb: tuple[int, int, int]) -> None:
+        """A rectangle of one colour."""
+        for plane, value in zip(self._planes, rgb[::-1]):
+            plane[box] = value
 
     def discs(self, yx: numpy.ndarray, radius: float, rgb: tuple[int, int, int]) -> None:
         """Discs of one colour at (N, 2) positions, with a thin dark rim."""
-        index, distance = self._around(yx, radius + 2.0)
-        self._blend(index, numpy.clip(radius + 1.5 - distance, 0, 1) * 0.55, (10, 14, 20))
-        self._blend(index, numpy.clip(radius + 0.5 - distance, 0, 1) * 0.95, rgb)
+        if not len(yx):
+            return
+        side = numpy.arange(-math.ceil(radius + 2), math.ceil(radius + 2) + 1, dtype=numpy.int32)
+        dy, dx = (g.ravel() for g in numpy.meshgrid(side, side, indexing="ij"))
+        round_ = numpy.hypot(dy, dx) < radius + 2.3
+        dy, dx = dy[round_], dx[round_]
+        middle = numpy.rint(yx).astype(numpy.int32)
+        rest = (middle - yx).astype(numpy.float32)
+        distance = numpy.hypot(rest[:, :1] + dy, rest[:, 1:] + dx)
+        height, width = self.shape
+        y, x = middle[:, :1] + dy, middle[:, 1:] + dx
+        seen = distance < radius + 1.5
+        if not (middle.min() > len(side) and (middle.max(axis=0) < numpy.array(self.shape) - len(side)).all()):
+            seen &= (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        index, distance = (y * width + x)[seen], distance[seen]
+        # Rim and disc in one pass over the pixels. Discs meet only where two atoms are given for one.
+        rim = numpy.clip(radius + 1.5 - distance, 0, 1) * 0.55
+        disc = numpy.clip(radius + 0.5 - distance, 0, 1) * 0.95
+        kept, rim = (1 - rim) * (1 - disc), rim * (1 - disc)
+        for plane, dark, bright in zip(self._planes, _RIM_RGB[::-1], rgb[::-1]):
+            pixels = plane.reshape(-1)
+            pixels[index] = (pixels.take(index) * kept + (rim * dark + disc * bright + 0.5)).astype(numpy.uint8)
 
     def lines(
         self,
@@ -222,8 +254,9 @@ class Canvas:
         y = numpy.rint(y0 + t * step[:, 0, None, None] + s * ny)
         x = numpy.rint(x0 + t * step[:, 1, None, None] + s * nx)
         distance = numpy.abs((y - y0) * ny + (x - x0) * nx)
-        index = self._index(y.astype(numpy.int32), x.astype(numpy.int32))
-        self._blend(index, numpy.clip(half_width + 0.5 - distance, 0, 1) * opacity, rgb)
+        inside = (distance < half_width + 0.5) & (y >= 0) & (y < self.shape[0]) & (x >= 0) & (x < self.shape[1])
+        index = (y[inside] * self.shape[1] + x[inside]).astype(numpy.int32)
+        self._blend(index, numpy.clip(half_width + 0.5 - distance[inside], 0, 1) * opacity, rgb)
 
     def outline(
         self, members: numpy.ndarray, radius: float, half_width: float, rgb: tuple[int, int, int]
@@ -248,7 +281,7 @@ class Canvas:
             outside = ~binary_fill_holes(square <= radius**2)
             near_outside = binary_dilation(outside, iterations=math.ceil(half_width) + 2)
             distance = numpy.where(near_outside, distance, numpy.inf)
-        self._mix(top, left, numpy.clip(half_width + 1.5 - distance, 0, 1) * 0.5, (10, 14, 20))
+        self._mix(top, left, numpy.clip(half_width + 1.5 - distance, 0, 1) * 0.5, _RIM_RGB)
         self._mix(top, left, numpy.clip(half_width + 0.5 - distance, 0, 1), rgb)
 
     def texts(self, labels: list[tuple[str, float, float]], size: int, rgb: tuple[int, int, int]) -> None:
@@ -270,7 +303,7 @@ class Canvas:
             )
             halo_pen.text(corner, text, fill=255, font=font, stroke_width=max(2, size // 7))
             ink_pen.text(corner, text, fill=255, font=font)
-        for layer, colour, opacity in ((halo, (10, 14, 20), 0.75), (ink, rgb, 1.0)):
+        for layer, colour, opacity in ((halo, _RIM_RGB, 0.75), (ink, rgb, 1.0)):
             box = layer.getbbox()
             if box is None:
                 continue
@@ -278,46 +311,25 @@ class Canvas:
             alpha = numpy.asarray(layer)[top:bottom, left:right].astype(numpy.float32) * (opacity / 255)
             self._mix(top, left, alpha, colour)
 
-    def _around(self, yx: numpy.ndarray, reach: float) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Pixels around each of (N, 2) positions: flat indices (-1 outside) and distances."""
-        side = numpy.arange(-math.ceil(reach), math.ceil(reach) + 1, dtype=numpy.int32)
-        middle = numpy.rint(yx).astype(numpy.int32)
-        y = middle[:, 0, None, None] + side[None, :, None]
-        x = middle[:, 1, None, None] + side[None, None, :]
-        distance = numpy.hypot(
-            (y - yx[:, 0, None, None]).astype(numpy.float32), (x - yx[:, 1, None, None]).astype(numpy.float32)
-        )
-        return self._index(*numpy.broadcast_arrays(y, x)), distance
-
-    def _index(self, y: numpy.ndarray, x: numpy.ndarray) -> numpy.ndarray:
-        height, width = self.shape
-        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        return numpy.where(inside, y * width + x, -1)
-
     def _blend(self, index: numpy.ndarray, alpha: numpy.ndarray, rgb: tuple[int, int, int]) -> None:
         """Mix a colour into pixels; where marks of one call overlap, the strongest counts, not their sum."""
-        index, alpha = index.reshape(-1), alpha.reshape(-1)
-        keep = (alpha > 0.004) & (index >= 0)
-        if not keep.any():
+        if not len(index):
             return
-        index, alpha = index[keep], alpha[keep].astype(numpy.float32)
         first = int(index.min())
         strength = numpy.zeros(int(index.max()) - first + 1, dtype=numpy.float32)
         numpy.maximum.at(strength, index - first, alpha)
-        touched = numpy.flatnonzero(strength > 0)
-        weight = strength[touched][:, None]
-        pixels = self.bgr.reshape(-1, 3)[first:]
-        old = pixels[touched].astype(numpy.float32)
-        pixels[touched] = (old + (_colour(rgb) - old) * weight + 0.5).astype(numpy.uint8)
+        touched = numpy.flatnonzero(strength != 0)
+        weight = strength.take(touched)
+        touched += first
+        for plane, value in zip(self._planes, rgb[::-1]):
+            pixels = plane.reshape(-1)
+            pixels[touched] = (pixels.take(touched) * (1 - weight) + (weight * value + 0.5)).astype(numpy.uint8)
 
     def _mix(self, top: int, left: int, alpha: numpy.ndarray, rgb: tuple[int, int, int]) -> None:
         """Mix a colour into a rectangle of pixels."""
-        box = self.bgr[top : top + alpha.shape[0], left : left + alpha.shape[1]]
-        box[...] = (box + (_colour(rgb) - box) * alpha[..., None] + 0.5).astype(numpy.uint8)
-
-
-def _colour(rgb: tuple[int, int, int]) -> numpy.ndarray:
-    return numpy.array(rgb[::-1], dtype=numpy.float32)
+        for plane, value in zip(self._planes, rgb[::-1]):
+            box = plane[top : top + alpha.shape[0], left : left + alpha.shape[1]]
+            box[...] = (box + (value - box.astype(numpy.float32)) * alpha + 0.5).astype(numpy.uint8)
 
 
 def trajectories(image: numpy.ndarray, tracks: Tracks) -> numpy.ndarray:
@@ -379,7 +391,7 @@ def timeline(tracks: Tracks, *, band_px: int = 26, least_width_px: int = 480) ->
         for frame, name in zip(tracks.frame[rows].tolist(), tracks.name[rows].tolist()):
             left = margin + frame * step
             rgb = _UNKNOWN_RGB if name == "unknown" else _TRACK_RGB[names.index(name) % len(_TRACK_RGB)]
-            canvas.bgr[top : top + band_px - 6, left : left + step] = _colour(rgb)
+            canvas.fill((slice(top, top + band_px - 6), slice(left, left + step)), rgb)
         last = str(tracks.name[rows][-1])
         labels.append((f"{number}  {last}", top + 16.0, margin / 2))
     canvas.texts(labels, 15, (235, 235, 235))
