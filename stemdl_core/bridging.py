@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +48,19 @@ class Shown:
 
 
 def bridge(
-    rows: dict[str, list[Any]], names: list[str], shown: dict[int, Shown], order: dict[int, int], *, longest: int
+    rows: dict[str, list[Any]],
+    names: list[str],
+    shown: dict[int, Shown],
+    order: dict[int, int],
+    *,
+    longest: int,
+    merged: Sequence[int] = (),
+    moved: Sequence[int] = (),
 ) -> tuple[dict[str, list[Any]], list[str]]:
     """The rows of one track, and those of at most `longest` good frames in which it was overlooked.
 
-    A bridged row has the place between those before and after it, no orientation, the name of the row before, an
+    A bridged row has the place between those before and after it, or that of the nearer one if it moved in between
+    in a frame that is known, no orientation, the name of the row before, an
     empty ``seen_as`` and the probability 0.
 
     Parameters
@@ -66,6 +75,10 @@ def bridge(
         Number of each good frame among the good ones.
     longest : int
         Longest gap that is bridged [good frames].
+    merged : sequence of int
+        Frames in which it became part of a cluster: until it is found again it has no place of its own.
+    moved : sequence of int
+        Frames from which on it is known to be at another place.
     """
     frames = rows["frame"]
     numbers = [order[f] for f in frames]
@@ -78,12 +91,16 @@ def bridge(
         if k and 1 < number - numbers[k - 1] <= longest + 1:
             start = np.array([rows["y_nm"][k - 1], rows["x_nm"][k - 1]])
             end = np.array([rows["y_nm"][k], rows["x_nm"][k]])
-            if np.linalg.norm(end - start) < SAME_PLACE_NM:
+            since = [m for m in moved if frames[k - 1] < m <= frames[k]]
+            rests = float(np.linalg.norm(end - start)) < SAME_PLACE_NM
+            part_of = any(frames[k - 1] < m <= frames[k] for m in merged)
+            if not part_of and (rests or len(since) == 1):
                 for between in range(numbers[k - 1] + 1, number):
                     frame = shown[by_number[between]]
                     part = (between - numbers[k - 1]) / (number - numbers[k - 1])
-                    _add(full, frame, start + part * (end - start))
-                    titles.append(names[k - 1])
+                    after = bool(since) and frame.frame >= since[0]
+                    _add(full, frame, start + part * (end - start) if rests else end if after else start)
+                    titles.append(names[k] if after else names[k - 1])
         for key in rows:
             full[key].append(rows[key][k])
         titles.append(names[k])
@@ -96,3 +113,26 @@ def _add(full: dict[str, list[Any]], frame: Shown, place: NDArray[np.float64]) -
               "x_nm": float(place[1]), "seen_as": "", "probability": 0.0}  # fmt: skip
     for key in full:
         full[key].append(values.get(key, float("nan")))
+
+
+def put_right(rows: dict[str, list[Any]], shown: Sequence[Shown], places: dict[int, NDArray[np.float64]]) -> None:
+    """Move rows to the places at which the defect was decided to be in those frames, in place.
+
+    Parameters
+    ----------
+    rows : dict of lists
+        Columns of the track.
+    shown : sequence of Shown
+        Good frames.
+    places : dict
+        Positions in the specimen's frame [nm] by frame.
+    """
+    if not places:
+        return
+    by_number = {s.frame: s for s in shown}
+    for k, number in enumerate(rows["frame"]):
+        if number in places:
+            y_px, x_px = by_number[number].px(places[number]).tolist()
+            rows["y_px"][k], rows["x_px"][k] = y_px, x_px
+            rows["y_nm"][k], rows["x_nm"][k] = places[number].tolist()
+            rows["seen_as"][k], rows["probability"][k] = "", 0.0

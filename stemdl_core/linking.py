@@ -231,7 +231,10 @@ def link(
     cost = np.where(recomposition(targets, foreign), distance / 0.2, cost) + chemistry
     if faint is not None and faint.any():
         # Without the defect the site would be an atom as faint, or as bright, as that; with it, it was overlooked.
-        weak = (faint < FIRM)[None] & ((distance > _REST_NM) | ~np.array([[t.real] for t in targets]))
+        real = np.array([[t.real] for t in targets])
+        # Among many sites some are faint by chance: one that is so slightly, or seen by a track that may be none,
+        # counts only where the defect was.
+        weak = ((faint < FIRM)[None] | ~real) & (distance > _REST_NM) | ((faint < FIRM)[None] & ~real)
         fits = np.array([[not t.away and t.name in n for n in names] for t in targets]) & ~weak
         cost = np.where(faint > 0, np.where(fits, cost - faint + _OVERLOOKED, _FORBIDDEN), cost)
         birth = np.where(faint > 0, 0.0, birth)
@@ -241,7 +244,9 @@ def link(
         cost = np.where(sure, cost - evidence, cost)
         birth = np.where(sure, 0.0, birth)
     limit = np.array([[min(settings.search_range_nm, 0.12) if t.away else settings.search_range_nm] for t in targets])
-    cost[distance > limit] = _FORBIDDEN
+    # What one frame shows of a point defect may be noise, and such noise at two places is no defect that moved.
+    doubtful = np.array([[not t.real and (t.name == "SV" or "_" in t.name)] for t in targets])
+    cost[(distance > limit) | (doubtful & (distance > _REST_NM))] = _FORBIDDEN
     table = np.full((count + found, count + found), _FORBIDDEN)
     table[:count, :found] = np.minimum(cost, _FORBIDDEN)
     table[np.arange(count), found + np.arange(count)] = lose

@@ -45,6 +45,7 @@ class LiveTrack:
     returned: list[int] = field(default_factory=list)
     absorbed: list[LiveTrack] = field(default_factory=list)
     taken_by: LiveTrack | None = None
+    merged: list[int] = field(default_factory=list)  # frames in which it became part of a cluster
     part_of: bool = False
     where_alike: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     before_last: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))

@@ -343,6 +343,7 @@ class Roster:
         partner = min(near, key=lambda pair: pair[0])[1]
         if change.kind == "merge":
             partner.taken_by = track
+            partner.merged.append(change.row.frame)
             track.apart_at = track.before_last
             track.absorbed = [*track.absorbed, partner][-8:]
         else:

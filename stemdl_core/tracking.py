@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .analysis import FrameAnalysis
 from .branches import corrected, find_corrections, settle_blind, straightened
-from .bridging import Shown, bridge
+from .bridging import Shown, bridge, put_right
 from .errors import StemdlError
 from .hostframe import HostLattice, SpecimenFrame, host_lattice
 from .linking import Linked, Target, TrackSettings, birth_costs, chemistry_costs, link
@@ -320,6 +320,8 @@ class Tracker:
             basis = self._specimen.reference.basis_nm
             self._shown = settle_blind(self._shown, basis)
             columns = [t.rows for t in every]
+            for track in every:
+                put_right(track.rows, self._shown, {r.frame: place for r, place in track.history.elsewhere})
             wrong = find_corrections(self._shown, basis, columns)
             self._shown, events = corrected(wrong, self._shown, columns, events)
         shown = {s.frame: s for s in self._shown}
@@ -331,6 +333,8 @@ class Tracker:
                 shown,
                 order,
                 longest=self.settings.memory_frames,
+                merged=track.merged,
+                moved=[e.frame for e in events if e.kind in ("hop", "switch") and track.id in e.track_ids],
             )
             for key in COLUMNS:
                 rows[key] += columns[key]
