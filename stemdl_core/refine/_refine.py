@@ -170,7 +170,7 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float,
     colour = 1.0
     if work.noise_factor == 1.0:
         colour = noise_colour(work.image, work.usable, binning=grid.binning, sigma_px=state.shape.sigma * grid.binning)
-    own_cov, more = normal.covariance(state.y, state.x, state.height, state.shape)
+    own_cov, more = normal.covariance()
     # A site without pixels knows what was believed before, and no more.
     believed = 1 / prior.precision
     known = np.einsum("naa->na", own_cov)

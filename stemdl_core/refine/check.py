@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .grid import Noise
-from .model import Array, Image, Patches, Picture, chunks
+from .model import Array, Image
+from .picture import Patches, Picture, chunks
 
 
 @dataclass(frozen=True)

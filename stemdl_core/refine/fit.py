@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from .grid import Grid, Noise
 from .joint import Normal
-from .model import Array, Background, Image, Patches, Picture, Shape
+from .model import Array, Background, Image, Shape
+from .picture import Patches, Picture
 
 #: A patch reaches this many sigma of the core.
 REACH = 3.0
@@ -137,8 +138,7 @@ class Fit:
         typical = float(np.median(state.height))
         smooth = self._smoothness(typical)
         normal = Normal(picture.patches, state.y, state.x, state.height, weight, self.grid.image - mean,
-                        self.background, smooth, prior.precision,
-                        picture.columns / np.float32(typical))
+                        self.background, smooth, prior.precision)
         now = np.stack([state.height, state.y, state.x], 1)
         step, surface = normal.solve(prior.precision * (prior.mean - now), -smooth @ state.nodes,
                                      tolerance=tolerance)

@@ -1,19 +1,16 @@
-"""The picture of a set of columns: one shared probe (core and tail) and a smooth background."""
+"""What the picture of a set of columns is made of: one shared probe (core and tail) and a smooth background."""
 
 from __future__ import annotations
 
 import math
-from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import correlate1d
-from scipy.sparse import csc_matrix
+from scipy.special import ndtr
 
 Array = NDArray[np.float64]
 Image = NDArray[np.float32]
-_CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -105,6 +102,20 @@ class _Axis:
         slope = np.full(len(at), 1 / self.step)
         return left, np.stack([1 - t, t], 1), np.stack([-slope, slope], 1)
 
+    def locate_blurred(self, at: Array, sigma: Array) -> tuple[NDArray[np.intp], Array, Array]:
+        """First of three nodes (N,), and the means (N, 3) of their hats and slopes over a Gaussian around each point.
+
+        A hat is the second difference of a ramp, whose mean is known.
+        """
+        nodes, u, blur = self.hats.shape[1], (at - self.start) / self.step, sigma / self.step
+        first = np.clip(np.rint(u) - 1, 0, max(nodes - 3, 0)).astype(np.intp)
+        ramp_at = (u - first)[:, None] + np.arange(1, -4, -1)
+        z = ramp_at / blur[:, None]
+        rise = ndtr(z)
+        ramp = ramp_at * rise + blur[:, None] * np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+        hats, slopes = (v[:, :-2] - 2 * v[:, 1:-1] + v[:, 2:] for v in (ramp, rise))
+        return first, hats[:, :nodes], slopes[:, :nodes] / self.step
+
 
 class Background:
     """Bilinear surface over coarse nodes: bends with contamination, cannot follow an atom."""
@@ -157,156 +168,14 @@ class Background:
         return index.reshape(-1, 4), outer(vy, vx), outer(sy, vx), outer(vy, sx)
 
 
-def chunks(count: int) -> list[slice]:
-    """Columns are worked on in groups whose patches stay in the processor's cache."""
-    return [slice(a, a + _CHUNK) for a in range(0, count, _CHUNK)]
+    def blurred_at(self, y: Array, x: Array, sigma_y: Array, sigma_x: Array,
+                   ) -> tuple[NDArray[np.intp], Array, Array, Array]:
+        """As `at`, of up to nine nodes, in the mean over a column's own width: a hat has kinks."""
+        (iy, vy, sy), (ix, vx, sx) = self._y.locate_blurred(y, sigma_y), self._x.locate_blurred(x, sigma_x)
+        index = (iy[:, None, None] + np.arange(vy.shape[1])[:, None]) * self.shape[1]
+        index = index + ix[:, None, None] + np.arange(vx.shape[1])
 
+        def outer(p: Array, q: Array) -> Array:
+            return (p[:, :, None] * q[:, None, :]).reshape(len(p), -1)
 
-class Patches:
-    """The core and tail of every column on the pixels around it, and their slopes.
-
-    Parameters
-    ----------
-    y, x : (N,) float64
-        Positions [working px].
-    shape : Shape
-        The probe.
-    reach : float
-        Radius of a patch [working px]; the image must have at least this margin, rounded up, beyond every column.
-    width : int
-        Row length of the image.
-    """
-
-    def __init__(self, y: Array, x: Array, shape: Shape, reach: float, width: int) -> None:
-        ticks = np.arange(-math.ceil(reach), math.ceil(reach) + 1)
-        offset_y, offset_x = (v.ravel() for v in np.meshgrid(ticks, ticks, indexing="ij"))
-        disc = offset_y**2 + offset_x**2 <= (reach + 0.5) ** 2
-        offset_y, offset_x = offset_y[disc], offset_x[disc]
-        iy, ix = np.rint(y).astype(np.intp), np.rint(x).astype(np.intp)
-        centre = (iy * width + ix).astype(np.int32)
-        self.index = centre[:, None] + (offset_y * width + offset_x).astype(np.int32)
-        self.rest_y, self.rest_x = (y - iy).astype(np.float32), (x - ix).astype(np.float32)
-        self._offset_y, self._offset_x = offset_y.astype(np.float32), offset_x.astype(np.float32)
-        # Zeroth and first moments of a patch about its central pixel.
-        self.moments = np.stack([np.ones_like(self._offset_y), self._offset_y, self._offset_x], 1)
-        self._shape = shape
-        self._pixels: csc_matrix | None = None
-        self.core = np.empty(self.index.shape, np.float32)
-        for which in chunks(len(y)):
-            self.core[which] = self._gaussian(which, tail=False)
-
-    def place(self, values: Image, size: tuple[int, int]) -> csc_matrix:
-        """(H * W, N) sparse matrix with the patch values (N, P) where they belong; valid until the next call.
-
-        One matrix lends its structure to all values: to check it takes longer than to multiply with it.
-        """
-        if self._pixels is None:
-            n, pixels = self.index.shape
-            starts = np.arange(0, n * pixels + 1, pixels, dtype=np.int32)
-            self._pixels = csc_matrix((values.ravel(), self.index.ravel(), starts), shape=(size[0] * size[1], n))
-        self._pixels.data = values.ravel()
-        return self._pixels
-
-    def _lean(self, which: slice, *, tail: bool) -> tuple[Image, Image]:
-        """Inverse covariance times distance, its y and x part: (N, P) each."""
-        yy, yx, xx = (np.float32(v) for v in self._shape.inverse(tail=tail))
-        oy, ox, fy, fx = self._offset_y, self._offset_x, self.rest_y[which], self.rest_x[which]
-        return ((yy * oy + yx * ox) - (yy * fy + yx * fx)[:, None],
-                (yx * oy + xx * ox) - (yx * fy + xx * fx)[:, None])
-
-    def _gaussian(self, which: slice, *, tail: bool) -> Image:
-        """(N, P) Gaussian of peak one; its exponent is a product of pixels' and columns' terms."""
-        yy, yx, xx = (np.float32(v) for v in self._shape.inverse(tail=tail))
-        oy, ox, fy, fx = self._offset_y, self._offset_x, self.rest_y[which], self.rest_x[which]
-        half = np.float32(-0.5)
-        pixel = np.stack([half * (yy * oy**2 + 2 * yx * oy * ox + xx * ox**2), yy * oy + yx * ox,
-                          yx * oy + xx * ox, np.ones_like(oy)])
-        column = np.stack([np.ones_like(fy), fy, fx, half * (yy * fy**2 + 2 * yx * fy * fx + xx * fx**2)], 1)
-        exponent = column @ pixel
-        return np.exp(exponent, out=exponent)
-
-    def slopes(self, which: slice) -> tuple[Image, Image, Image]:
-        """Of some columns: profile of peak one, and its slopes with the column's y and x, (N, P) each."""
-        shape = self._shape
-        profile = self.core[which] * np.float32(1 - shape.fraction)
-        slope_y, slope_x = self._lean(which, tail=False)
-        slope_y *= profile
-        slope_x *= profile
-        if shape.fraction > 0:
-            tail = self._gaussian(which, tail=True)
-            tail *= np.float32(shape.fraction)
-            more_y, more_x = self._lean(which, tail=True)
-            more_y *= tail
-            more_x *= tail
-            profile += tail
-            slope_y += more_y
-            slope_x += more_x
-        return profile, slope_y, slope_x
-
-
-class Picture:
-    """Columns drawn: patches, the sum of the cores and the sum of the tails, before any mixing.
-
-    Parameters
-    ----------
-    patches : Patches
-        Where the columns are.
-    heights : (N,) float64
-        Peak heights.
-    shape : Shape
-        The probe.
-    size : (int, int)
-        Height and width of the image [working px].
-    """
-
-    def __init__(self, patches: Patches, heights: Array, shape: Shape, size: tuple[int, int]) -> None:
-        self.patches, self.shape, self.size = patches, shape, size
-        self.core = (patches.place(patches.core, size) @ heights.astype(np.float32)).reshape(size)
-        self.tail = widen(self.core, shape)
-        self.columns = self.core + np.float32(shape.fraction) * (self.tail - self.core)
-
-    def scaled(self, factor: float) -> Picture:
-        """The same columns, all higher by a factor."""
-        other = copy(self)
-        by = np.float32(factor)
-        other.core, other.tail, other.columns = by * self.core, by * self.tail, by * self.columns
-        return other
-
-
-def widen(core: Image, shape: Shape) -> Image:
-    """Tails from cores: a tail is broad, so it is made at half resolution and interpolated."""
-    height, width = core.shape
-    even = np.pad(core, ((0, height % 2), (0, width % 2))) if (height % 2 or width % 2) else core
-    rows = even[0::2] + even[1::2]
-    half = np.float32(0.25) * (rows[:, 0::2] + rows[:, 1::2])
-    # Averaging pairs and linear interpolation add 1/4 and 3/4 (working px^2) of variance of their own.
-    variance = max(shape.spread - 1.0, 0.05) / 4
-    sigma = variance**0.5
-    half = _blur(_blur(half, sigma).T, sigma).T
-    return np.float32(shape.peak_ratio) * _double(half)[:height, :width]
-
-
-def _blur(image: Image, sigma: float) -> Image:
-    """Gaussian filter along the first axis, zero beyond the image; a matrix product while small."""
-    n = len(image)
-    reach = max(1, int(np.ceil(3.4 * sigma)))
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2).astype(np.float32)
-    kernel /= kernel.sum()
-    if n > 384:
-        return correlate1d(image, kernel, axis=0, mode="constant")
-    profile = np.zeros(2 * n - 1, np.float32)
-    inside = min(reach, n - 1)
-    profile[n - 1 - inside : n + inside] = kernel[reach - inside : reach + inside + 1]
-    return np.lib.stride_tricks.sliding_window_view(profile, n)[::-1] @ image
-
-
-def _double(half: Image) -> Image:
-    """Linear interpolation to twice the pixels; half-pixel centres."""
-    for axis in (0, 1):
-        near = np.moveaxis(half, axis, 0)
-        edge = np.concatenate([near[:1], near, near[-1:]])
-        out = np.empty((2 * len(near), *near.shape[1:]), np.float32)
-        out[0::2] = 0.75 * edge[1:-1] + 0.25 * edge[:-2]
-        out[1::2] = 0.75 * edge[1:-1] + 0.25 * edge[2:]
-        half = np.moveaxis(out, 0, axis)
-    return half
+        return index.reshape(len(y), -1), outer(vy, vx), outer(sy, vx), outer(vy, sx)
