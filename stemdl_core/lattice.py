@@ -34,7 +34,7 @@ from .lattice_search import (
     vectors,
 )
 from .materials import Material
-from .spectrum import WINDOW_VARIANCE_RATIO
+from .spectrum import WINDOW_VARIANCE_RATIO, waves
 
 #: Pixel sizes looked for when none is given [nm], and fields of view in which a lattice can be expected [nm].
 PIXEL_RANGE_NM = (0.0028, 0.063)
@@ -324,10 +324,11 @@ def _origin(found: Candidate, basis: NDArray[np.float64]) -> tuple[NDArray[np.fl
     g, _ = vectors(found.parameters)
     h, w = found.view.weighted.shape
     y, x = np.arange(h), np.arange(w)
-    window = np.outer(np.sin(np.pi * (y + 0.5) / h)**2, np.sin(np.pi * (x + 0.5) / w)**2)
-    windowed = found.view.weighted * window
-    coefficient = np.einsum("nw,nw->n", np.exp(-2j * np.pi * g[:, :1] * y) @ windowed,
-                            np.exp(-2j * np.pi * g[:, 1:] * x))
+    rows, columns = waves(g[:, 0], y), waves(g[:, 1], x)
+    rows *= (np.sin(np.pi * (y + 0.5) / h)**2).astype(np.float32)
+    columns *= (np.sin(np.pi * (x + 0.5) / w)**2).astype(np.float32)
+    across = rows.real @ found.view.weighted + 1j * (rows.imag @ found.view.weighted)
+    coefficient = np.einsum("nw,nw->n", across, columns).astype(np.complex128)
     coefficient *= found.signal / (1 + found.signal)
     # Phases relative to the centre of the original pixel (0, 0), not of the first binned one.
     edge = (binning - 1) / (2 * binning)

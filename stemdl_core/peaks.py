@@ -109,17 +109,23 @@ def _log_blobs(probability: NDArray[np.float32], radius: float, threshold: float
     # A disc of radius r answers most strongly at sigma = r / sqrt(2); discs are a few pixels wide, so never less
     # than one pixel.
     sigma = max(radius / np.sqrt(2.0), 1.0)
-    response = -gaussian_laplace(probability, sigma, mode="constant", truncate=3.5).astype(np.float64)
-    response /= _disc_response(radius, sigma)
-    # Two equal neighbours (a blob centred between pixels) are one maximum: an imperceptible slope decides.
-    response += 1e-9 * np.arange(response.size).reshape(response.shape)
-    top = (response == maximum_filter(response, 3, mode="constant")) & (response > threshold)
-    rows, columns = np.nonzero(top)
+    if probability.max(initial=0.0) * _largest_response(radius, sigma) < threshold:
+        return np.empty((0, 2)), np.empty(0)
+    response = -gaussian_laplace(probability, sigma, mode="constant", truncate=3.5)
+    response *= np.float32(1 / _disc_response(radius, sigma))
+    padded = np.pad(response, 1)
+    rows, columns = np.nonzero(response > threshold)
+    r, c = rows + 1, columns + 1
+    own, top = padded[r, c], np.ones(len(rows), dtype=bool)
+    for dr, dc in ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)):
+        # Two equal neighbours (a blob centred between pixels) are one maximum: the later one.
+        beside = padded[r + dr, c + dc]
+        top &= own > beside if (dr, dc) > (0, 0) else own >= beside
+    rows, columns, r, c = rows[top], columns[top], r[top], c[top]
     if len(rows) == 0:
         return np.empty((0, 2)), np.empty(0)
     padded = np.pad(response, 1, mode="edge")
-    r, c = rows + 1, columns + 1
-    center = padded[r, c]
+    center = padded[r, c].astype(np.float64)
     offset = np.zeros((len(rows), 2))
     sides = ((padded[r - 1, c], padded[r + 1, c]), (padded[r, c - 1], padded[r, c + 1]))
     for axis, (before, after) in enumerate(sides):
@@ -137,7 +143,7 @@ def _log_blobs(probability: NDArray[np.float32], radius: float, threshold: float
         for k in np.lexsort((-center[weaker], -center[stronger])):
             if keep[stronger[k]]:
                 keep[weaker[k]] = False
-    return yx[keep], center[keep].astype(np.float64)
+    return yx[keep], center[keep]
 
 
 def _disc_response(radius: float, sigma: float) -> float:
@@ -146,6 +152,11 @@ def _disc_response(radius: float, sigma: float) -> float:
     The integral of the kernel over the disc: r^2 / sigma^4 * exp(-r^2 / (2 sigma^2)).
     """
     return radius**2 / sigma**4 * float(np.exp(-(radius**2) / (2 * sigma**2)))
+
+
+def _largest_response(radius: float, sigma: float) -> float:
+    """Most that a probability of one can answer with: all of where the kernel is positive, and 20 % for the pixels."""
+    return 1.2 * _disc_response(np.sqrt(2.0) * sigma, sigma) / _disc_response(radius, sigma)
 
 
 def scores(card: ModelCard, response: NDArray[np.float64]) -> NDArray[np.float64]:

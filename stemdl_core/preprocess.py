@@ -8,6 +8,7 @@ patch or a hot pixel cannot spoil. Everything depends on the one image alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch.nn import functional
 HOT_SIGMAS = 8.0
 #: A line is dead when its mean departs from both neighbouring lines by this many standard deviations.
 LINE_SIGMAS = 12.0
+#: Lines of the image at which the band that holds the lattice is looked at.
+_BAND_LINES = 100
 
 
 @dataclass(frozen=True)
@@ -70,20 +73,25 @@ def mend(image: NDArray[np.float32]) -> Mended:
 
 def _hot_pixels(image: NDArray[np.float32]) -> NDArray[np.int64]:
     """(K, 2) pixels (row, column) that stand out from all eight neighbours as no column of atoms can."""
-    sample = np.abs(np.diff(image[::4], axis=1))
+    step = np.diff(image, axis=1)
+    sample = np.abs(step[::8])
     noise = 1.0484 * float(np.median(sample))
     if noise == 0.0:  # sparse counts: most differences vanish
         noise = float(sample.mean()) or float(image.std())
-    padded = np.pad(image, 1, mode="reflect")
-    center, limit = padded[1:-1, 1:-1], HOT_SIGMAS * noise
-    # Comparing along the line first leaves only a handful of pixels for the full test.
-    rows, columns = np.nonzero((center - padded[1:-1, :-2] > limit) & (center - padded[1:-1, 2:] > limit))
+    limit = HOT_SIGMAS * noise
+    # Comparing along the line first leaves only a handful of pixels for the full test. Beyond the border the image is
+    # its own reflection.
+    up = np.concatenate([step[:, :1] < -limit, step > limit], axis=1)
+    down = np.concatenate([step < -limit, step[:, -1:] > limit], axis=1)
+    rows, columns = np.nonzero(up & down)
     if len(rows) == 0:
         return np.empty((0, 2), dtype=np.int64)
-    around = np.stack([padded[rows + dr, columns + dc] for dr in (0, 1, 2) for dc in (0, 1, 2) if (dr, dc) != (1, 1)])
-    largest = around.max(axis=0)
-    excess = center[rows, columns] - largest
-    level = float(np.median(image[::4]))
+    height, width = image.shape
+    around = [image[_reflected(rows + dr, height), _reflected(columns + dc, width)]
+              for dr in (-1, 0, 1) for dc in (-1, 0, 1) if dr or dc]
+    largest = np.max(around, axis=0)
+    excess = image[rows, columns] - largest
+    level = float(np.median(image[::8, ::3]))
     # Poisson noise grows with the signal: on top of a bright atom the excess has to beat that too.
     hot = (excess > limit) & (excess > 0.5 * np.abs(largest - level))
     # In sparse images single electrons stand out everywhere: hot is only what is far beyond the many.
@@ -91,6 +99,12 @@ def _hot_pixels(image: NDArray[np.float32]) -> NDArray[np.int64]:
     if hot.sum() > many:
         hot &= excess > 3.0 * np.partition(excess, -many)[-many]
     return np.stack([rows[hot], columns[hot]], axis=1)
+
+
+def _reflected(index: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Index of a pixel just beyond a border, mirrored at the pixel on it."""
+    index = np.abs(index)
+    return np.where(index < count, index, 2 * (count - 1) - index)
 
 
 def _dead_lines(image: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -156,25 +170,33 @@ def standardise(image: NDArray[np.float32]) -> NDArray[np.float32]:
     -------
     (h, w) float32
     """
-    x = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))[None, None]
-    x = x - x.median()
-    with torch.no_grad():
-        band = _blur(x, 1.0) - _blur(x, 6.0)
-    spread = 1.4826 * float((band - band.median()).abs().median())
+    x = np.asarray(image, dtype=np.float32)
+    x = x - _median(x)
+    # One number from the whole band: some ten thousand of its pixels, evenly spread, know it.
+    rows, columns = (max(1, n // _BAND_LINES) for n in x.shape)
+    band = _blurred(x, 1.0, rows, columns) - _blurred(x, 6.0, rows, columns)
+    spread = 1.4826 * float(_median(np.abs(band - _median(band))))
     if not spread > 0:
         spread = float(band.std()) or 1.0
-    return torch.asinh(x / (2.0 * spread))[0, 0].numpy()
+    return np.arcsinh(x / np.float32(2.0 * spread))
 
 
-def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur of a (1, 1, h, w) tensor, borders normalised by the weight inside the image."""
-    radius = int(np.ceil(2.5 * sigma))
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float32) / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    for dim in (2, 3):
-        shape = (1, 1, -1, 1) if dim == 2 else (1, 1, 1, -1)
-        padding = (radius, 0) if dim == 2 else (0, radius)
-        line = torch.ones((1, 1, x.shape[2], 1) if dim == 2 else (1, 1, 1, x.shape[3]))
-        weight = functional.conv2d(line, kernel.view(shape), padding=padding)
-        x = functional.conv2d(x, kernel.view(shape), padding=padding) / weight
-    return x
+def _median(values: NDArray[np.float32]) -> np.float32:
+    """The middle value, the lower one of two."""
+    middle = (values.size - 1) // 2
+    return np.partition(values, middle, axis=None)[middle]
+
+
+def _blurred(image: NDArray[np.float32], sigma: float, rows: int, columns: int) -> NDArray[np.float32]:
+    """Gaussian blur at every so many rows and columns, borders normalised by the weight inside the image."""
+    return _blur_matrix(image.shape[0], sigma, rows) @ image @ _blur_matrix(image.shape[1], sigma, columns).T
+
+
+@lru_cache(maxsize=16)
+def _blur_matrix(n: int, sigma: float, step: int) -> NDArray[np.float32]:
+    """(m, n) blur along one axis, at every `step` pixels."""
+    away = np.arange(n) - np.arange(0, n, step)[:, None]
+    kernel = np.where(np.abs(away) <= np.ceil(2.5 * sigma), np.exp(-0.5 * (away / sigma) ** 2), 0.0)
+    matrix = (kernel / kernel.sum(axis=1, keepdims=True)).astype(np.float32)
+    matrix.flags.writeable = False
+    return matrix
