@@ -312,9 +312,10 @@ class LiveAnnotation:
             self.__analysed += 1
         # After the first result, when everything has been loaded.
         self.__collector = self.__collector or publish.CalmCollector()
-        contents = result.contents
+        contents, shown_s = result.contents, time.perf_counter()
         if contents is not None and not (self.overlay._closed or self.table._closed):
             publish.put(self.overlay, contents.overlay, keep_date=True)
+            shown_s = time.perf_counter()
             publish.put(self.table, contents.table, keep_date=True)
             if self.defect_table is not None and not self.defect_table._closed:
                 publish.put(self.defect_table, contents.defect_table, keep_date=True)
@@ -328,7 +329,7 @@ class LiveAnnotation:
             seen, dropped = self.__seen, self.__dropped
         error, self.__follower_error = result.error or self.__follower_error, ""
         self.status = LiveStatus(seen, self.__analysed, dropped, result.frame.index,
-                                 time.perf_counter() - result.frame.arrived_s, error)  # fmt: skip
+                                 shown_s - result.frame.arrived_s, error)  # fmt: skip
         self.status_changed_event.fire()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gettext
+import time
 import typing
 
 import numpy
@@ -20,6 +21,8 @@ _ = gettext.gettext
 
 #: Width of what stands on the pages, for a panel of 320 px with its borders and a scroll bar.
 WIDTH = 262
+#: What was found in a running scan is listed anew at most this often [s].
+LIVE_S = 0.4
 DRAWN = (("atoms", _("Atoms")), ("bonds", _("Bonds")), ("defects", _("Outlines")), ("names", _("Names")))
 
 
@@ -47,6 +50,8 @@ class AtomsSection:
         self.metadata: typing.Mapping[str, typing.Any] = {}
         self.__table = numpy.zeros((0, len(adapters.COLUMNS)))
         self.__showing = False
+        self.__shown_s = -1e9
+        self.__later: typing.Any = None
 
         names = engine.models.names()
         chosen = actions.chosen_model(document_controller)
@@ -104,7 +109,9 @@ class AtomsSection:
         for listener in self.__listeners:
             listener.close()
         self.__listeners = []
-        self.known = self.__running = None
+        if self.__later is not None:
+            self.__later.cancel()
+        self.known = self.__running = self.__later = None
         self.__document_controller = typing.cast(typing.Any, None)
         self.__refocus = typing.cast(typing.Any, None)
 
@@ -164,7 +171,7 @@ class AtomsSection:
             self.known, self.__running = known, running
             events = []
             if known:
-                events.append(known.table.data_item_changed_event.listen(self.__show))
+                events.append(known.table.data_item_changed_event.listen(self.__table_changed))
             if known and known.computation:
                 events.append(known.computation.property_changed_event.listen(self.__computation_changed))
                 for variable in known.computation.variables:
@@ -173,6 +180,14 @@ class AtomsSection:
                 events.append(running.status_changed_event.listen(self.__live_changed))
             self.__listeners = events
         self.__show()
+
+    def __table_changed(self) -> None:
+        # Of a running scan, nobody reads every frame's list; the last one is shown in any case.
+        wait_s = self.__shown_s + LIVE_S - time.perf_counter() if self.__running else 0.0
+        if wait_s <= 0:
+            self.__show()
+        elif self.__later is None:
+            self.__later = self.__document_controller.event_loop.call_later(wait_s, self.__show)
 
     def __live_changed(self) -> None:
         if self.__running and not self.__running.is_running:
@@ -185,6 +200,9 @@ class AtomsSection:
             self.__show()
 
     def __show(self) -> None:
+        if self.__later is not None:
+            self.__later.cancel()
+        self.__later, self.__shown_s = None, time.perf_counter()
         # Setting a model below would otherwise be taken for a choice of the user.
         self.__showing = True
         try:
