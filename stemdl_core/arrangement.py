@@ -27,6 +27,8 @@ HEIGHT_SPREAD, _DOPANT_SPREAD = 0.12, 0.25
 _LEVEL_SPREAD = (0.10, 0.05, 0.05)
 #: Spread of bond lengths and second-neighbour distances [host bonds] in relaxed defects: 130-185 and 210-290 pm.
 _BOND_SPREAD, _SECOND_SPREAD = 0.06, 0.14
+#: Degrees of freedom of both distributions (Student's): what is odd by many spreads is something else.
+FREEDOM = 8.0
 #: Atoms nearer than this are bonded [host bonds].
 _BONDED = 1.30
 #: Longest step of an atom in one iteration, and how far one wanders at most without any reason [nm].
@@ -377,12 +379,12 @@ class _Springs:
     def energy(self, yx: Array) -> float:
         """Log-probability lost."""
         excess, _ = self._excess(yx)
-        return float(4.5 * np.log1p((excess / (3.0 * self._spread)) ** 2).sum())
+        return float(0.5 * (FREEDOM + 1) * np.log1p((excess / self._spread) ** 2 / FREEDOM).sum())
 
     def normal(self, yx: Array, free: NDArray[np.int64]) -> tuple[Array, Array]:
         """Stiffness (2F, 2F) and pull (2F,) of the free atoms, all y first."""
         excess, unit = self._excess(yx)
-        weight = 1.0 / self._spread**2 / (1.0 + (excess / (3.0 * self._spread)) ** 2)
+        weight = (FREEDOM + 1) / FREEDOM / self._spread**2 / (1.0 + (excess / self._spread) ** 2 / FREEDOM)
         reach = self._reach[:, free]
         both = np.concatenate([reach * unit[:, :1], reach * unit[:, 1:]], axis=1)
         return (both * weight[:, None]).T @ both, -both.T @ (weight * excess)

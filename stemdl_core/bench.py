@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from .calibration import PixelSize
 from .errors import StemdlError
@@ -178,7 +179,11 @@ def measure_frames(model: Model, simulated: Iterable[SimulatedFrame], *, seed: i
 
 
 def compare_defects(found: object, s: SimulatedFrame, *, within_nm: float = 0.10) -> SiteCounts:
-    """Defects that are right in name and place; those within one bond of the border or of hidden areas do not count."""
+    """Defects that are right in name and place.
+
+    Those within 0.35 nm of the border or of hidden areas do not count, nor those with an atom beside a hole of the
+    sheet: the hole has taken their neighbours, and the specimen's names are no longer theirs.
+    """
     pixel = s.conditions.pixel_nm
     centers = np.array([d.center_px for d in found.defects]).reshape(-1, 2)  # type: ignore[attr-defined]
     names = [d.name for d in found.defects]  # type: ignore[attr-defined]
@@ -195,6 +200,17 @@ def compare_defects(found: object, s: SimulatedFrame, *, within_nm: float = 0.10
     pairs = match(centers, s.centers_px, within_px=within_nm / pixel)
     right = [(a, b) for a, b in pairs if names[a] == s.defects[b].name]
     found_judged, true_judged = judged(centers), judged(s.centers_px)
+    if len(s.removed_px):
+        hole, beside = cKDTree(s.removed_px), 1.3 * get_material(s.material).bond_nm / pixel
+
+        def whole(yx_px: NDArray[np.float64], center: NDArray[np.float64]) -> bool:
+            return bool((hole.query(np.concatenate([yx_px, center[None]]))[0] > beside).all())
+
+        found_sites = found.sites.yx_px  # type: ignore[attr-defined]
+        found_judged &= np.array([whole(found_sites[list(d.site_ids)], c)
+                                  for d, c in zip(found.defects, centers)], dtype=bool)  # type: ignore[attr-defined]
+        true_judged &= np.array([whole(s.sites.yx_px[list(d.site_ids)], c)
+                                 for d, c in zip(s.defects, s.centers_px)], dtype=bool)
     # A defect with atoms at the border has neighbours out of view: its name cannot be known.
     true_judged &= np.array([not s.sites.edge[list(d.site_ids)].any() for d in s.defects], dtype=bool)
     hits = sum(1 for a, b in right if true_judged[b])

@@ -12,6 +12,9 @@ Z_EXPONENT = 1.64
 #: Standard deviations by which a column has to depart from its neighbours: with a thousand columns a frame,
 #: one false call in a hundred frames needs 4.5 for a Gaussian; measured tails are heavier.
 STRICT_Z = 5.0
+#: And by which the element itself would have to: what stands out by five of them although nitrogen would by only two is
+#: more likely dirt.
+LEAST_CONTRAST_Z = 3.5
 
 
 def light_substitutions(graph: AtomGraph) -> list[tuple[int, str, float]]:
@@ -69,6 +72,8 @@ def light_substitutions(graph: AtomGraph) -> list[tuple[int, str, float]]:
         fit = {s: float(np.exp(-0.5 * ((deviation[k] - e) / np.hypot(width[k], 0.06)) ** 2))
                for s, e in expected.items()}
         symbol = max(fit, key=lambda s: fit[s])
+        if abs(expected[symbol]) < LEAST_CONTRAST_Z * width[k]:
+            continue
         neighbours = graph.neighbours[int(index[k])]
         crowd = np.abs(intensity[neighbours] / max(local[index[k]], 1e-3) - 1.0) > 4.0 * np.max(width)
         if symbol in ("N", "B") and fit[symbol] > 0.01 and not np.any(crowd):

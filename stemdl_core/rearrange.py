@@ -102,7 +102,9 @@ class Search:
         best, top = self._climb(now, lattice)
         if flat is not None:
             its = self._probability(flat)
-            if its > top - HOPELESS or self._misfit(best) > GOOD_MISFIT:
+            # A turned bond of which one atom was overlooked is a long way from what was found, and one turn from flat.
+            turned = max((gain for gain, _ in self._moves(flat, lattice)), default=0.0)
+            if its + max(turned, 0.0) > top - HOPELESS or self._misfit(best) > GOOD_MISFIT:
                 other, reached = self._climb(flat, lattice)
                 if reached > top:
                     best, top = other, reached

@@ -23,7 +23,7 @@ from .rings import group_faces
 from .sites import Sites
 
 #: Arrangements fitted in one frame at most: bounds the time of a frame full of defects.
-MOST_FITS = 60
+MOST_FITS = 75
 #: A host column fainter than this part of its neighbours and by so many standard deviations is looked at again.
 FAINT, FAINT_Z = 0.62, 2.0
 #: So are columns whose error of position is so many times the usual one, or which the network is not sure of.
@@ -39,7 +39,7 @@ REFITTED_NM = 0.5
 #: ... and so much of the image beyond is looked at for it [nm].
 AROUND_NM = 0.35
 #: Most places of one frame that are looked at.
-MOST_PLACES = 16
+MOST_PLACES = 20
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,7 @@ def _places(graph: AtomGraph, holes: Array) -> list[Place]:
     # A misfit of the picture around a column widens its error of position.
     doubtful = inner & (graph.sites.sigma_pm > DOUBTFUL * np.nanmedian(graph.sites.sigma_pm))
     faint = inner & (intensity < FAINT) & (intensity + FAINT_Z * np.hypot(sigma, 0.08) < 1.0)
-    strange = np.flatnonzero(faint | doubtful | (inner & ((graph.degree != 3) | (graph.sites.score < UNSURE)))).tolist()
-    strange.sort(key=lambda i: float(intensity[i]) if np.isfinite(intensity[i]) else 1.0)
-    places += [Place(yx[i], CORE_NM) for i in strange]
-    places += [Place(at, CORE_NM) for at in holes]
+    # First what would be reported as it is, as a whole.
     odd = graph.inside & (faces.size != 6)
     for group in group_faces(graph, np.flatnonzero(odd).tolist()):
         atoms = np.unique([a for f in group for a in faces.nodes(f)])
@@ -168,6 +165,10 @@ def _places(graph: AtomGraph, holes: Array) -> list[Place]:
             places.append(Place(center, max(CORE_NM, extent - 0.10)))
         else:
             places += [Place(yx[faces.nodes(f)].mean(axis=0), CORE_NM) for f in group]
+    strange = np.flatnonzero(faint | doubtful | (inner & ((graph.degree != 3) | (graph.sites.score < UNSURE)))).tolist()
+    strange.sort(key=lambda i: float(intensity[i]) if np.isfinite(intensity[i]) else 1.0)
+    places += [Place(yx[i], CORE_NM) for i in strange]
+    places += [Place(at, CORE_NM) for at in holes]
     chosen: list[Place] = []
     # Atoms at the border make no defect.
     border = BORDER_NM / graph.pixel_size.nm

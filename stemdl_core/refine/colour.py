@@ -47,10 +47,12 @@ def noise_colour(image: NDArray[np.floating], usable: NDArray[np.bool_], *, binn
     top, left = ((n - m) // 2 for n, m in zip(image.shape, (height, width), strict=True))
     part = image[top : top + height, left : left + width].astype(np.float32)
     good = usable[top : top + height, left : left + width]
-    if not good.any() or min(part.shape) < 5 * binning:
+    if min(part.shape) < 5 * binning:
+        return 1.0
+    window = np.hanning(height)[:, None].astype(np.float32) * np.hanning(width).astype(np.float32) * good
+    if not window[2 * binning : -2 * binning, 2 * binning : -2 * binning].any():
         return 1.0
     part = np.where(good, part - part[good].mean(), np.float32(0))
-    window = np.hanning(height)[:, None].astype(np.float32) * np.hanning(width).astype(np.float32) * good
     # What contamination scatters is noisier than the sheet: finest structure and power are those of the same pixels.
     coarse, seen = (v.reshape(height // binning, binning, width // binning, binning).mean((1, 3))
                     for v in (part, window))

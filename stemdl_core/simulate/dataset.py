@@ -7,7 +7,7 @@ part of the truth as a region in which nothing is to be found.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,8 @@ class SimulatedFrame:
         How the frame was taken.
     material : str
         The host.
+    removed_px : (R, 2) float64
+        Columns that a hole in the sheet has taken: beside them the structure is no longer that of the specimen.
     """
 
     frame: Frame
@@ -74,6 +76,7 @@ class SimulatedFrame:
     centers_px: NDArray[np.float64]
     conditions: Conditions
     material: str = "graphene"
+    removed_px: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
 
     def truth(self) -> dict[str, object]:
         """The truth as plain data, for JSON."""
@@ -214,7 +217,8 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
     vacancies_px = seen.apparent_px(vacancies, c.probe.sigma_nm)
     inside_v = ((vacancies_px > -0.5) & (vacancies_px < np.asarray(shape) - 0.5)).all(axis=1)
     frame = Frame(image, PixelSize(c.pixel_nm, "metadata", c.pixel_nm), source="simulation")
-    return SimulatedFrame(frame, sites, visible, hidden, vacancies_px[inside_v], defects, centers_px, c, material.name)
+    return SimulatedFrame(frame, sites, visible, hidden, vacancies_px[inside_v], defects, centers_px, c, material.name,
+                          apparent[~kept])
 
 
 def _warp(c: Conditions, fov_nm: tuple[float, float], rng: np.random.Generator):
