@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from ..errors import StemdlError
+from ..threads import one_blas_thread
 from .beyond import columns_beyond
 from .check import Check, check_residual, local_misfit
 from .colour import noise_colour
@@ -73,7 +74,16 @@ def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, 
     StemdlError
         If shapes do not fit or the pixel size is not positive.
     """
-    image = np.asarray(image)
+    # Within a frame's analysis this is so anyway; more threads only wait for each other on matrices this small.
+    with one_blas_thread():
+        return _refine_sites(np.asarray(image), y_px, x_px, pixel_size_nm, groups, sigma_probe_nm, valid,
+                             prior_sigma_pm, longest_step_pm)
+
+
+def _refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, pixel_size_nm: float,
+                  groups: ArrayLike | None, sigma_probe_nm: float | None, valid: NDArray[np.bool_] | None,
+                  prior_sigma_pm: float, longest_step_pm: float) -> Refined:
+    """As `refine_sites`."""
     y0, x0 = (np.asarray(v, np.float64).ravel() for v in (y_px, x_px))
     usable = _check(image, y0, x0, pixel_size_nm, groups, valid)
     labels = np.zeros(len(y0), np.intp)
@@ -135,7 +145,7 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float,
     precision[:, 0] = 1 / (0.5 * state.height) ** 2
     prior = Prior(start, precision)
     longest = 30.0 / step_pm
-    reference = 1.0
+    reference, couplings = 1.0, None
     for turn in range(len(_TOLERANCES)):
         if turn:
             picture = fit.draw(state)
@@ -151,7 +161,9 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float,
             state = replace(state, noise=noise)
         before = state
         state, normal = fit.column_step(state, picture, prior, longest=longest, tolerance=_TOLERANCES[turn],
-                                        weight=None if turn else work.first_weight)
+                                        weight=None if turn else work.first_weight, couplings=couplings)
+        # The first step is the longest: only later ones leave neighbours as they overlapped before.
+        couplings = normal.couplings if turn else None
         if turn and _step_in_sigma(before, state, normal.diagonal, prior) < _SMALL_STEP:
             break
         if turn < len(_TOLERANCES) - 1:

@@ -25,31 +25,39 @@ _STIFFER = 0.005
 class Couplings:
     """Off-diagonal blocks of the normal matrix: sums over pixels of weight times the slopes of two columns.
 
+    They are kept relative to the diagonal, as correlations: these hardly change with the last, small steps.
+
     Parameters
     ----------
     patches : Patches
         The columns.
     weighted : list of (N, P) float32
         Core and tail of each on its patch, times the information per pixel.
-    y, x, heights : (N,) float64
-        Positions [working px] and heights.
+    y, x : (N,) float64
+        Positions [working px].
+    scale : (N, 3) float64
+        Square root of the diagonal of the normal matrix, for columns of height one.
     """
 
-    def __init__(self, patches: Patches, weighted: list[Image], y: Array, x: Array, heights: Array) -> None:
+    def __init__(self, patches: Patches, weighted: list[Image], y: Array, x: Array, scale: Array) -> None:
         pairs = cKDTree(np.stack([y, x], 1)).query_pairs(_FARTHEST * patches.stencil.shape.sigma, output_type="ndarray")
         # In the order of the first column, so that its patch is still at hand for the next pair.
         i, j = pairs[np.argsort(pairs[:, 0], kind="stable")].T
         blocks = _overlap(patches, weighted, i, j)
-        blocks[:, 1:] *= heights[i][:, None, None]
-        blocks[:, :, 1:] *= heights[j][:, None, None]
+        blocks /= scale[i][:, :, None] * scale[j][:, None, :] + 1e-300
         # Both directions, in the order of the first column of each pair.
         order = np.argsort(np.concatenate([i, j]), kind="stable")
         self.first, self.second = np.concatenate([i, j])[order], np.concatenate([j, i])[order]
-        self.blocks = np.concatenate([blocks, blocks.transpose(0, 2, 1)])[order]
+        self._correlations = np.concatenate([blocks, blocks.transpose(0, 2, 1)])[order]
         # Where the same pair stands the other way round.
         place = np.empty(len(order), np.intp)
         place[order] = np.arange(len(order))
         self._reverse = np.roll(place, len(i))[order]
+        self._blocks = self._correlations
+
+    def set_scale(self, scale: Array) -> None:
+        """Take the correlations for those around other columns' states, with this root of the diagonal (N, 3)."""
+        self._blocks = self._correlations * (scale[self.first][:, :, None] * scale[self.second][:, None, :])
 
     def matrix(self, own: Array, heights_together: Array) -> bsr_matrix:
         """(3 N, 3 N) normal matrix of the columns with their `own` blocks (N, 3, 3).
@@ -60,11 +68,11 @@ class Couplings:
         of the complete matrix over all heights.
         """
         n = len(own)
-        kept = np.bincount(self.first, self.blocks[:, 0, 0], minlength=n)
+        kept = np.bincount(self.first, self._blocks[:, 0, 0], minlength=n)
         own = own * (1 + _STIFFER * np.eye(3))
         own[:, 0, 0] += np.maximum(heights_together - kept, 0)
         starts = np.searchsorted(self.first, np.arange(n + 1))
-        blocks = np.insert(self.blocks, starts[:-1], own, axis=0)
+        blocks = np.insert(self._blocks, starts[:-1], own, axis=0)
         columns = np.insert(self.second, starts[:-1], np.arange(n))
         return bsr_matrix((blocks, columns, starts + np.arange(n + 1)), shape=(3 * n, 3 * n))
 
@@ -75,7 +83,7 @@ class Couplings:
         is known the better, the more its other neighbours are. The inverse of the whole matrix would cost
         seconds; this agrees with its standard deviations to 1 % in a lattice.
         """
-        blocks = np.ascontiguousarray(self.blocks.transpose(1, 2, 0))
+        blocks = np.ascontiguousarray(self._blocks.transpose(1, 2, 0))
         columns = np.ascontiguousarray(own.transpose(1, 2, 0))
         lost = _lost(blocks, columns[:, :, self.second])
         total = self._total(lost, len(own))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from .coupling import Couplings
 from .grid import Grid, Noise
 from .joint import Normal
 from .model import Array, Background, Image, Shape
@@ -127,9 +128,11 @@ class Fit:
         return replace(state, shape=Shape(*map(float, new)), height=scale * state.height, nodes=step[6:])
 
     def column_step(self, state: State, picture: Picture, prior: Prior, *, longest: float,
-                    weight: Image | None = None, tolerance: float = 0.02) -> tuple[State, Normal]:
+                    weight: Image | None = None, tolerance: float = 0.02,
+                    couplings: Couplings | None = None) -> tuple[State, Normal]:
         """Gauss-Newton step of every column's height and position with the background, all coupled.
 
+        `couplings` are those of a step before, if it was small.
         Returns the new state, and the least squares problem of the old one.
         """
         mean = self.mean(state, picture)
@@ -138,7 +141,7 @@ class Fit:
         typical = float(np.median(state.height))
         smooth = self._smoothness(typical)
         normal = Normal(picture.patches, state.y, state.x, state.height, weight, self.grid.image - mean,
-                        self.background, smooth, prior.precision)
+                        self.background, smooth, prior.precision, couplings)
         now = np.stack([state.height, state.y, state.x], 1)
         step, surface = normal.solve(prior.precision * (prior.mean - now), -smooth @ state.nodes,
                                      tolerance=tolerance)

@@ -142,25 +142,28 @@ def estimate_noise(residual: NDArray[np.float32], mean: NDArray[np.float32], usa
     # Some ten thousand pixels, evenly spread, know two numbers well enough; an odd stride meets all columns.
     stride = inner.size // 25000 | 1
     chosen = inner.ravel()[::stride]
-    squares = fine.ravel()[::stride][chosen].astype(np.float64) ** 2 / 36
-    level = box3(mean, 1 / 6, 4 / 6).ravel()[::stride][chosen].astype(np.float64)
+    squares = fine.ravel()[::stride][chosen] ** 2 / np.float32(36)
+    level = box3(mean, 1 / 6, 4 / 6).ravel()[::stride][chosen]
     if len(squares) < 50:
         variance = float(np.mean(residual[usable > 0] ** 2)) if (usable > 0).any() else 1.0
         return Noise(0.0, max(variance, 1e-12), max(variance, 1e-12))
     top = float(np.partition(level, int(0.995 * len(level)))[int(0.995 * len(level))])
     centre, spread = float(level.mean()), float(level.std()) + 1e-12
-    gain, at_centre = 0.0, float(squares.mean())
+    gain, at_centre = 0.0, max(float(squares.mean()), 1e-14)
     if previous is not None:
         gain, at_centre = previous.gain, previous.intercept + previous.gain * centre
-    u = level - centre
+    u = level - np.float32(centre)
     for turn in range(3):
-        expected = np.maximum(at_centre + gain * u, 0.3 * at_centre)
+        expected = np.maximum(np.float32(at_centre) + np.float32(gain) * u, np.float32(0.3 * at_centre))
         # A few counts per pixel are skewed: the clip must leave single electrons alone and stop hot pixels.
-        cap = 40 * expected + 40 * gain * gain
-        clipped = np.minimum(squares, cap) if turn or previous is not None else squares
-        weight = 1 / expected**2
-        s0, s1, s2 = weight.sum(), (weight * u).sum(), (weight * u * u).sum()
-        t0, t1 = (weight * clipped).sum(), (weight * clipped * u).sum()
+        clipped = squares
+        if turn or previous is not None:
+            clipped = np.minimum(squares, 40 * expected + np.float32(40 * gain * gain))
+        # Relative to the centre: single precision must hold the squares.
+        weight = (np.float32(at_centre) / expected) ** 2
+        tilted = weight * u
+        s0, s1, s2 = float(weight.sum()), float(tilted.sum()), float(tilted @ u)
+        t0, t1 = float(weight @ clipped), float(tilted @ clipped)
         det = s0 * s2 - s1 * s1
         if det > 1e-9 * s0 * s0 * spread**2:
             gain = max((s0 * t1 - s1 * t0) / det, 0.0)

@@ -42,10 +42,13 @@ class Normal:
         Prior precision of its nodes.
     precision : (N, 3) float64
         Prior precision of the columns' parameters.
+    couplings : Couplings, optional
+        Those of the same columns in nearly the same places.
     """
 
     def __init__(self, patches: Patches, y: Array, x: Array, heights: Array, weight: Image, residual: Image,
-                 background: Background, smoothness: Array, precision: Array) -> None:
+                 background: Background, smoothness: Array, precision: Array,
+                 couplings: Couplings | None = None) -> None:
         n, stencil, size = len(heights), patches.stencil, (weight.shape[0], weight.shape[1])
         kinds = range(len(stencil.kinds))
         pairs = [(a, b) for a in kinds for b in kinds[: a + 1]]
@@ -98,7 +101,9 @@ class Normal:
         shared[:, 0, 0] += np.maximum(self._together, 0)
         self._answer = np.matmul(inverse(shared), self.border)
         self._border, self._lift = self._sparse(self.border), self._sparse(self._answer)
-        self._couplings = Couplings(patches, weighted, y, x, heights)
+        root = np.sqrt(np.einsum("naa->na", self.diagonal))
+        self.couplings = couplings or Couplings(patches, weighted, y, x, root / scale.T)
+        self.couplings.set_scale(root)
 
     def _sparse(self, blocks: Array) -> csr_matrix:
         """(3 N, n) matrix of blocks (N, 3, K) against the nodes near each column."""
@@ -130,7 +135,7 @@ class Normal:
         other.
         """
         nodes, nodes_inverse, own_inverse = self._nodes, self.nodes_covariance, self._inverse
-        columns, border, lift = self._couplings.matrix(self._own, self._together), self._border, self._lift
+        columns, border, lift = self.couplings.matrix(self._own, self._together), self._border, self._lift
         from_columns, unlift = border.T, lift.T
 
         def precondition(u: Array, v: Array) -> tuple[Array, Array]:
@@ -164,4 +169,4 @@ class Normal:
         """
         shared = self.nodes_covariance[self.near[:, :, None], self.near[:, None, :]]
         more = np.matmul(np.matmul(self._answer, shared), self._answer.transpose(0, 2, 1))
-        return self._couplings.covariance(self._own), more
+        return self.couplings.covariance(self._own), more

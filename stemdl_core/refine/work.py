@@ -11,6 +11,7 @@ from scipy.ndimage import uniform_filter
 from .fit import REACH, Fit, State
 from .grid import BIN_TO_SIGMA, MANY, MANY_BIN_TO_SIGMA, Grid, Noise, estimate_noise, make_grid
 from .model import Array, Background, round_shape
+from .picture import Picture
 
 #: Widths of the probe that are tried where none is given [pm]: 60 kV corrected to 200 kV uncorrected
 #: instruments.
@@ -76,22 +77,21 @@ class Work:
         window_weight = self.first_weight[rows, columns] * (self.window.usable > 0)
         nodes = np.full(self.window.background.size, floor)
 
-        def trial(width: float) -> tuple[float, State]:
+        def trial(width: float) -> tuple[float, State, Picture]:
             state = State(y[self._chosen] - rows.start, x[self._chosen] - columns.start, height[self._chosen],
                           nodes, round_shape(width), noise)
-            state, _, misfit = self.window.scale_step(state, self.window.draw(state), window_weight)
-            return misfit, state
+            state, picture, misfit = self.window.scale_step(state, self.window.draw(state), window_weight)
+            return misfit, state, picture
 
         # The misfit has one minimum over the width: wider as long as that is better, else sharper.
         tried = [trial(float(widths[1])), trial(float(widths[2]))]
         wider = tried[1][0] < tried[0][0]
         for width in widths[3:] if wider else widths[:1]:
             tried.append(trial(float(width)))
-        state = min(tried, key=lambda t: t[0])[1]
+        _, state, picture = min(tried, key=lambda t: t[0])
         self.start_shape = state.shape
-        for _ in range(2):
-            picture = self.window.draw(state)
-            state = self.window.probe_step(state, picture, window_weight, start=self.start_shape)
+        state = self.window.probe_step(state, picture, window_weight, start=self.start_shape)
+        state = self.window.probe_step(state, self.window.draw(state), window_weight, start=self.start_shape)
         nodes = np.full(self.fit.background.size, floor)
         whole = State(y, x, height, nodes, state.shape, noise)
         self.state, self.picture, _ = self.fit.scale_step(whole, self.fit.draw(whole), self.first_weight)
