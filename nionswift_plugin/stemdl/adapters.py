@@ -79,17 +79,6 @@ MOST_DEFECTS_WITH_GEOMETRY = 100
 MOST_LIVE_DEFECTS_WITH_GEOMETRY = 24
 
 
-class Shared(list):
-    """A list in an item's metadata whose contents never change.
-
-    Swift copies the whole metadata some ten times at each change of an item, object by object, on the main
-    thread: with fifty defects in it, that takes longer than all the rest. The copies share this list.
-    """
-
-    def __deepcopy__(self, memo: dict[int, typing.Any]) -> Shared:
-        return self
-
-
 def check_selection(xdata: DataAndMetadata.DataAndMetadata | None) -> None:
     """Refuse what is not an image or a sequence of images, before anything is created.
 
@@ -283,9 +272,9 @@ def table_of(
         "alloy": {k: [float(f), float(s)] for k, (f, s) in analysis.alloy.items()},
         "masked_fraction": float(analysis.masked_fraction),
         "warnings": list(analysis.warnings),
-        "defects": Shared(
+        "defects": [
             _defect_entry(d, geometry=i < with_geometry) for i, d in enumerate(analysis.defects)
-        ),
+        ],
     }
     return table, metadata
 

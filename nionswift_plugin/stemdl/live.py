@@ -31,6 +31,10 @@ if typing.TYPE_CHECKING:
 _ = gettext.gettext
 
 
+#: Freed memory is returned to the system this often.
+_FRAMES_BETWEEN_TRIMS = 50
+
+
 @dataclass(frozen=True)
 class LiveStatus:
     """How a live annotation is doing.
@@ -266,6 +270,8 @@ class LiveAnnotation:
                 return
             if image is not None and result.contents is not None and self.followers:
                 self.__hand_on(frame, image, result.contents.analysis)
+            if frame.number % _FRAMES_BETWEEN_TRIMS == _FRAMES_BETWEEN_TRIMS - 1:
+                publish.give_back_memory()
 
     def __hand_on(self, frame: LiveFrame, image: Image, analysis: FrameAnalysis) -> None:
         # After the overlay is on its way: what the followers take does not delay what the user sees.

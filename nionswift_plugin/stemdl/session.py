@@ -259,7 +259,7 @@ class LiveTracking:
             "units": [unit for _name, unit in tracking.COLUMNS],
             "names": names,
             "faults": [],
-            "events": adapters.Shared(self.__events),
+            "events": list(self.__events),
         }
         table = numpy.array(rows or numpy.full((1, len(tracking.COLUMNS)), numpy.nan), dtype=float)
         return DataAndMetadata.new_data_and_metadata(table, metadata={adapters.METADATA_KEY: entry})

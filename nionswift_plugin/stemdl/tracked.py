@@ -61,7 +61,7 @@ def results(
         "units": [unit for _name, unit in COLUMNS],
         "names": names,
         "faults": [[int(frame), reason] for frame, reason in tracks.faults][:MOST_EVENTS],
-        "events": adapters.Shared(event_entry(e) for e in list(tracks.events)[:MOST_EVENTS]),
+        "events": [event_entry(e) for e in list(tracks.events)[:MOST_EVENTS]],
     }
     key = adapters.METADATA_KEY
     calibrations = list(xdata.dimensional_calibrations[-2:])
