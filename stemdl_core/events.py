@@ -305,7 +305,10 @@ class TrackHistory:
                 step = last if np.linalg.norm(last) > limit else step
             if np.linalg.norm(step) > limit:
                 row = self._first(row, centers[end] - step, centers[end])
-                mixed = mixed or self._between(row) or chain.on_the_way(row, centers[end] - step, centers[end])
+                if on_one_site(self.name, self.material):
+                    mixed = None  # a point defect that is overlooked, or read elsewhere, for a frame is nothing special
+                else:
+                    mixed = mixed or self._between(row) or chain.on_the_way(row, centers[end] - step, centers[end])
                 chain.settled = centers[end].copy()
                 # The middle of odd rings that fit no name wanders with every ring that is read differently.
                 if row.seen.atoms or self.name != "unknown":

@@ -108,7 +108,7 @@ class MovieTracker:
             return None, self.skip(frame.index, str(fault))
         self.pixel_nm = analysis.pixel_size.nm
         drift, sigma = self.drift(frame, analysis)
-        update = self.tracker.update(analysis, drift_nm=drift, drift_sigma_nm=sigma)
+        update = self.tracker.update(analysis, drift_nm=drift, drift_sigma_nm=sigma, image=frame)
         if update.fault is None:
             self._bad_in_a_row = 0
             self._last = now

@@ -415,6 +415,15 @@ class Roster:
         every = {id(t): t for t in [*self.done, *self.away, *self.live] if t.real}
         return list(every.values())
 
+    def place(self, event: Event) -> NDArray[np.float64] | None:
+        """Where in the specimen's frame an event happened [nm]: between the readings around it."""
+        track = next((t for t in [*self.live, *self.done, *self.away] if t.id == event.track_ids[0]), None)
+        if track is None:
+            return None
+        k = bisect.bisect_left(track.rows["frame"], event.frame)
+        near = slice(max(k - 2, 0), k + 2)
+        return np.mean([track.rows["y_nm"][near], track.rows["x_nm"][near]], axis=1)
+
     def _first_name(self, track: LiveTrack) -> str:
         return (track.names + track.history.outlook())[0]
 

@@ -14,6 +14,8 @@ from .analysis import FrameAnalysis
 from .branches import corrected, find_corrections, settle_blind, straightened
 from .bridging import Shown, bridge, put_right
 from .errors import StemdlError
+from .frames import Frame
+from .halfway import KINDS, SIDE_FRAMES, HalfWay
 from .hostframe import HostLattice, SpecimenFrame, host_lattice
 from .linking import Linked, Target, TrackSettings, birth_costs, chemistry_costs, link
 from .livetrack import Current, Update
@@ -68,6 +70,7 @@ class Tracker:
         self._frames: list[int] = []
         self._shown: list[Shown] = []
         self._faults: list[tuple[int, str]] = []
+        self._halves, self._judged = HalfWay(), 0
 
     # ------------------------------------------------------------------ input
 
@@ -77,7 +80,14 @@ class Tracker:
         self._faults.append((int(frame), str(fault)))
         return Update(int(frame), self._specimen.drift_nm.copy(), fault=str(fault))
 
-    def update(self, item: Any, *, drift_nm: ArrayLike | None = None, drift_sigma_nm: float = 0.04) -> Update:
+    def update(
+        self,
+        item: Any,
+        *,
+        drift_nm: ArrayLike | None = None,
+        drift_sigma_nm: float = 0.04,
+        image: Frame | None = None,
+    ) -> Update:
         """Add the next frame.
 
         Parameters
@@ -90,6 +100,8 @@ class Tracker:
         drift_sigma_nm : float
             Standard deviation of `drift_nm` [nm]. If it is infinite, this drift only tells what the steps of the
             next ones are counted from.
+        image : Frame, optional
+            The frame itself, which tells changes that happened inside it from those between frames.
 
         Raises
         ------
@@ -136,6 +148,10 @@ class Tracker:
         blind = blind and not certain and not linked.pairs
         at = self._specimen.drift_nm.copy()
         self._shown.append(Shown(analysis.frame, time_s, at, aside, matrix, blind, self._specimen.within_nm))
+        if image is None and isinstance(item, Frame):
+            image = item
+        if image is not None:
+            self._halves.add(image, self._shown[-1])
         told = len(roster.events)
         taken = {id(targets[i]): j for i, j in linked.pairs}
         free = {j for j, s in enumerate(found) if not s.faint or (s.faint > BEGINS and material.kind != "honeycomb")}
@@ -154,8 +170,20 @@ class Tracker:
             roster.extend(track, found[j], positions[j], reference)
         roster.retire()
         roster.settle(final=False)
+        self._judge(roster, before=analysis.frame - SIDE_FRAMES)
         current = self._current(analysis.frame)
         return Update(analysis.frame, self._specimen.drift_nm.copy(), current, tuple(roster.events[told:]))
+
+    def _judge(self, roster: Roster, *, before: int | None = None) -> None:
+        """See which events happened inside a frame, when enough frames have come after them."""
+        while self._judged < len(roster.events):
+            event = roster.events[self._judged]
+            if before is not None and event.frame > before:
+                return
+            place = roster.place(event) if event.kind in KINDS else None
+            if place is not None:
+                roster.events[self._judged] = self._halves.judged(event, place, roster.events)
+            self._judged += 1
 
     def _fault(self, analysis: FrameAnalysis, material: Material) -> str | None:
         """Why an analysis says nothing about the specimen: other size, or most of the lattice not found."""
@@ -315,6 +343,7 @@ class Tracker:
         events: list[Event] = []
         if self._roster is not None:
             every, events = self._roster.finish(), self._roster.events
+            self._judge(self._roster)
         rows: dict[str, list[Any]] = {k: [] for k in (*COLUMNS, "track_id", "name")}
         if self._specimen.reference is not None:
             basis = self._specimen.reference.basis_nm
