@@ -105,7 +105,7 @@ class HalfWay:
             return None
         rows, columns = window
         picture = now.image[rows, columns].astype(np.float64)
-        old, new = ([_moved(k, now, rows, columns) for k in side] for side in (earlier, later))
+        old, new = ([_moved(k, now, place, rows, columns) for k in side] for side in (earlier, later))
         width = _PROBE_NM * float(np.abs(np.diag(now.shown.px_per_nm)).mean())
         first, last = (gaussian_filter(np.mean(side, axis=0), width) for side in (old, new))
         middle, change = 0.5 * (first + last), last - first
@@ -145,9 +145,8 @@ def _window(kept: _Kept, place: NDArray[np.float64]) -> tuple[slice, slice] | No
     return slice(low[0], high[0]), slice(low[1], high[1])
 
 
-def _moved(kept: _Kept, to: _Kept, rows: slice, columns: slice) -> NDArray[np.float64]:
-    """A frame as it would look with the specimen where it stands in another."""
+def _moved(kept: _Kept, to: _Kept, place: NDArray[np.float64], rows: slice, columns: slice) -> NDArray[np.float64]:
+    """A frame as it would look with a place of the specimen where it is in another."""
     y, x = np.mgrid[rows, columns].astype(np.float64)
-    a, b = kept.shown, to.shown
-    shift = (a.drift_nm - a.aside_nm - b.drift_nm + b.aside_nm) @ a.px_per_nm
+    shift = kept.shown.px(place) - to.shown.px(place)
     return np.asarray(map_coordinates(kept.image, [y + shift[0], x + shift[1]], order=1, mode="nearest"))
