@@ -53,7 +53,9 @@ def foreign_sites(*, intensity: NDArray[np.float64], sigma: NDArray[np.float64],
     with np.errstate(invalid="ignore"):
         above = (intensity - limit) / np.hypot(sigma, LIMIT_SPREAD * limit)
         beyond_host = (intensity - 1) / np.hypot(sigma, HOST_SPREAD)
-        agreed = network & (above > -0.5) & (beyond_host > DOPANT_SIGMAS)
+        # Where intensities could not tell at all, they do not contradict either.
+        mute = (limit - 1) / np.hypot(sigma, HOST_SPREAD) < DOPANT_SIGMAS
+        agreed = network & (above > -0.5) & ((beyond_host > DOPANT_SIGMAS) | mute)
         half = (share > HALF_BELIEF) & (above > 1) & (beyond_host > DOPANT_SIGMAS + 1)
         # So bright that no host column can be: the network missed the class, not the atom.
         bright = above > 3.4

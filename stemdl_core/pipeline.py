@@ -242,7 +242,7 @@ def _analyze(frame: Frame, model: Model, dopant: str | None, material: str | Mat
         image, valid = found.mended.image, found.mended.valid
         revision = reconsider(image, valid, graph, found.refined, vacancies_px=holes)
         if revision.changed:
-            graph = bonded(revised(image, valid, graph, revision))
+            graph = bonded(revised(image, valid, graph, revision, imaging=found.refined.imaging))
         holes, weighed = np.concatenate([holes, revision.holes_px]), revision.weighed
     defects = find_defects(graph, vacancies_px=holes, weighed=weighed)
     fraction = float(mask.mean())

@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 from .arrangement import Array, Counts
 from .graph import AtomGraph
 from .rearrange import MARGIN_NM, Place, Search
-from .refine import Refined, refine_sites
+from .refine import Imaging, Refined, refine_sites
 from .rings import group_faces
 from .sites import Sites
 
@@ -199,7 +199,8 @@ def _windows(altered: Array, reach: float,
     return [(np.clip(low, 0, top).astype(int), np.clip(high + 1, 0, top).astype(int)) for low, high in joined]
 
 
-def revised(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: AtomGraph, revision: Revision) -> Sites:
+def revised(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: AtomGraph, revision: Revision, *,
+            imaging: Imaging | None = None) -> Sites:
     """The sites after a revision, refined again on the image.
 
     Parameters
@@ -209,6 +210,8 @@ def revised(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: AtomGr
     graph : AtomGraph
         The graph that the revision is about.
     revision : Revision
+    imaging : Imaging, optional
+        Probe and noise of the frame.
     """
     kept = graph.sites.select(revision.keep)
     added = revision.added_px
@@ -228,7 +231,8 @@ def revised(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: AtomGr
         new = cKDTree(altered).query(yx[near])[0] < reach
         part = (slice(low[0], high[0]), slice(low[1], high[1]))
         refined = refine_sites(image[part], yx[near, 0] - low[0], yx[near, 1] - low[1],
-                               pixel_size_nm=graph.pixel_size.nm, groups=foreign[near].astype(int), valid=valid[part])
+                               pixel_size_nm=graph.pixel_size.nm, groups=foreign[near].astype(int), valid=valid[part],
+                               whole=imaging)
         usable = (~foreign[near] & ~new & refined.converged & np.isfinite(refined.amplitude)
                   & np.isfinite(columns["intensity"][near]))
         # In the units of the frame: the window's own host columns say what they are.

@@ -39,7 +39,7 @@ CORRELATED = 3.0
 def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, *, pixel_size_nm: float,
                  groups: ArrayLike | None = None, sigma_probe_nm: float | None = None,
                  valid: NDArray[np.bool_] | None = None, prior_sigma_pm: float = 18.0,
-                 longest_step_pm: float = 65.0) -> Refined:
+                 longest_step_pm: float = 65.0, whole: Imaging | None = None) -> Refined:
     """Refine column positions jointly on the raw image.
 
     Parameters
@@ -63,6 +63,8 @@ def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, 
         worse.
     longest_step_pm : float
         A column that moves farther than this is put back and marked as not converged [pm].
+    whole : Imaging, optional
+        What was found for the frame that the image is a part of: its noise is taken from there.
 
     Returns
     -------
@@ -77,12 +79,12 @@ def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, 
     # Within a frame's analysis this is so anyway; more threads only wait for each other on matrices this small.
     with one_blas_thread():
         return _refine_sites(np.asarray(image), y_px, x_px, pixel_size_nm, groups, sigma_probe_nm, valid,
-                             prior_sigma_pm, longest_step_pm)
+                             prior_sigma_pm, longest_step_pm, whole)
 
 
 def _refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, pixel_size_nm: float,
                   groups: ArrayLike | None, sigma_probe_nm: float | None, valid: NDArray[np.bool_] | None,
-                  prior_sigma_pm: float, longest_step_pm: float) -> Refined:
+                  prior_sigma_pm: float, longest_step_pm: float, whole: Imaging | None) -> Refined:
     """As `refine_sites`."""
     y0, x0 = (np.asarray(v, np.float64).ravel() for v in (y_px, x_px))
     usable = _check(image, y0, x0, pixel_size_nm, groups, valid)
@@ -101,7 +103,8 @@ def _refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike,
 
     def fitted(noise_factor: float) -> tuple[Refined, float]:
         work = Work(image, usable, y0, x0, pixel_pm=1e3 * pixel_size_nm, noise_factor=noise_factor,
-                    sigma_pm=None if sigma_probe_nm is None else 1e3 * sigma_probe_nm)
+                    sigma_pm=None if sigma_probe_nm is None else 1e3 * sigma_probe_nm,
+                    noise_line=None if whole is None else (whole.gain, whole.intercept))
         if work.state is None:
             return unrefined(y0, x0, prior_sigma_pm), 1.0
         return _refine(work, labels, prior_sigma_pm, longest_step_pm)
@@ -109,7 +112,7 @@ def _refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike,
     refined, excess = fitted(1.0)
     # Smoothed, enlarged or slowly detected images share their noise between pixels. What a pixel alone shows of it is
     # far too little: the fit would follow the noise, away from good start positions. Once more with what was seen.
-    if excess > CORRELATED:
+    if excess > CORRELATED and whole is None:
         refined, _ = fitted(excess)
     return replace(refined, **{f.name: getattr(refined, f.name)[:asked]
                                for f in fields(refined) if f.name != "imaging"})
@@ -155,10 +158,10 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float,
             state, picture, _ = fit.scale_step(state, picture, weight)
             prior.mean[:, 0] *= state.height[0] / reference
             mean = fit.mean(state, picture)
-            factor = work.noise_factor
-            noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise.times(1 / factor))
-            noise = noise.times(factor)
-            state = replace(state, noise=noise)
+            if work.noise_line is None:
+                factor = work.noise_factor
+                noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise.times(1 / factor))
+                state = replace(state, noise=noise.times(factor))
         before = state
         state, normal = fit.column_step(state, picture, prior, longest=longest, tolerance=_TOLERANCES[turn],
                                         weight=None if turn else work.first_weight, couplings=couplings)
@@ -180,7 +183,7 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float,
     residual = grid.image - mean
     check = check_residual(residual, mean, state.noise, grid.usable, picture)
     colour = 1.0
-    if work.noise_factor == 1.0:
+    if work.noise_factor == 1.0 and work.noise_line is None:
         colour = noise_colour(work.image, work.usable, binning=grid.binning, sigma_px=state.shape.sigma * grid.binning)
     own_cov, more = normal.covariance()
     # A site without pixels knows what was believed before, and no more.

@@ -51,6 +51,13 @@ class Grid:
         """Working pixel coordinate to raw pixel coordinate."""
         return (grid_px - self.pad) * self.binning + 0.5 * (self.binning - 1)
 
+    def noise(self, gain: float, intercept: float, *, top: float) -> Noise:
+        """Noise of working pixels where raw ones have the variance intercept + gain * mean, the brightest at `top`."""
+        pixels = self.binning**2
+        slope = gain / (self.scale * pixels)
+        level = (intercept + gain * self.offset) / (self.scale**2 * pixels)
+        return Noise(slope, level, max(0.03 * (level + slope * top), 1e-14))
+
 
 def make_grid(image: NDArray[np.floating], usable: NDArray[np.bool_], *, pixel_size_pm: float, binning: int,
               pad: int) -> Grid | None:
