@@ -323,7 +323,7 @@ def _origin(found: Candidate, basis: NDArray[np.float64]) -> tuple[NDArray[np.fl
     binning = found.view.binning
     g, _ = vectors(found.parameters)
     h, w = found.view.weighted.shape
-    y, x = np.arange(h), np.arange(w)
+    y, x = (np.arange(n, dtype=np.float64) for n in (h, w))
     rows, columns = waves(g[:, 0], y), waves(g[:, 1], x)
     rows *= (np.sin(np.pi * (y + 0.5) / h)**2).astype(np.float32)
     columns *= (np.sin(np.pi * (x + 0.5) / w)**2).astype(np.float32)
@@ -337,16 +337,16 @@ def _origin(found: Candidate, basis: NDArray[np.float64]) -> tuple[NDArray[np.fl
     _, weights = structure_factors(found.view.material)
     sites = np.array([[1 / 3, 1 / 3], [2 / 3, 2 / 3]])
     best = (-math.inf, sites, coefficient)
-    steps = np.stack(np.meshgrid(*[np.arange(24) / 24] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
-    turns = np.exp(2j * np.pi * steps @ index.T)
+    steps = np.arange(24) / 24
+    turns = [np.exp(2j * np.pi * steps[:, None] * along) for along in index.T]
     shift = np.zeros(2)
     for order in (sites, sites[::-1]):
         motif = np.exp(-2j * np.pi * index @ order.T) @ weights
         term = motif.conj() * coefficient
-        score = (turns @ term).real
-        top = int(np.argmax(score))
+        score = ((turns[0] * term) @ turns[1].T).real
+        top = np.unravel_index(int(np.argmax(score)), score.shape)
         if score[top] > best[0] * (1 + 1e-6) or best[0] == -math.inf:
-            best, shift = (float(score[top]), order, term), steps[top]
+            best, shift = (float(score[top]), order, term), steps[list(top)]
     for _ in range(4):
         wave = best[2] * np.exp(2j * np.pi * index @ shift)
         slope = -2 * np.pi * index.T @ wave.imag

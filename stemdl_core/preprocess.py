@@ -178,7 +178,7 @@ def standardise(image: NDArray[np.float32]) -> NDArray[np.float32]:
     spread = 1.4826 * float(_median(np.abs(band - _median(band))))
     if not spread > 0:
         spread = float(band.std()) or 1.0
-    return np.arcsinh(x / np.float32(2.0 * spread))
+    return np.asarray(np.arcsinh(x / np.float32(2.0 * spread)), dtype=np.float32)
 
 
 def _median(values: NDArray[np.float32]) -> np.float32:
@@ -189,7 +189,8 @@ def _median(values: NDArray[np.float32]) -> np.float32:
 
 def _blurred(image: NDArray[np.float32], sigma: float, rows: int, columns: int) -> NDArray[np.float32]:
     """Gaussian blur at every so many rows and columns, borders normalised by the weight inside the image."""
-    return _blur_matrix(image.shape[0], sigma, rows) @ image @ _blur_matrix(image.shape[1], sigma, columns).T
+    down = _blur_matrix(image.shape[0], sigma, rows) @ image
+    return np.asarray(down @ _blur_matrix(image.shape[1], sigma, columns).T, dtype=np.float32)
 
 
 @lru_cache(maxsize=16)

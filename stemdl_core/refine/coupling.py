@@ -94,7 +94,7 @@ class Couplings:
     def _total(self, lost: Array, count: int) -> Array:
         """(3, 3, N) sum over each column's pairs."""
         sums = [np.bincount(self.first, values, minlength=count) for values in lost.reshape(9, -1)]
-        return np.stack(sums).reshape(3, 3, count)
+        return np.array(sums, dtype=np.float64).reshape(3, 3, count)
 
 
 def _lost(blocks: Array, known: Array) -> Array:
@@ -133,5 +133,8 @@ def _overlap(patches: Patches, weighted: list[Image], i: NDArray[np.intp], j: ND
             for b in kinds:
                 moments[a, b, which] = (own * others[b]) @ stencil.moments
     leans = [lean(stencil.shape, tail=tail) for tail in stencil.kinds]
-    total = sum(between(leans[a], centred(moments[a, b], own_at, other_at), leans[b]) for a in kinds for b in kinds)
-    return np.ascontiguousarray(np.moveaxis(total, 2, 0))
+    total = np.zeros((3, 3, len(i)))
+    for a in kinds:
+        for b in kinds:
+            total += between(leans[a], centred(moments[a, b], own_at, other_at), leans[b])
+    return np.ascontiguousarray(total.transpose(2, 0, 1))

@@ -82,8 +82,8 @@ class Normal:
         self.gradient_nodes = background.project(weighted_residual)
         # Slopes times (1, dy, dx): the background is linear around a column, but for its kinks.
         linear = scale[:, None] * sum((leans[a] @ plain[a].reshape(3, -1)).reshape(3, 3, n) for a in kinds)
-        profile = sum(plain[1:], plain[0])
-        sigma_y, sigma_x = (np.sqrt(np.maximum(profile[k, k] / (profile[0, 0] + 1e-300), 0.1)) for k in (1, 2))
+        whole = sum(plain[1:], plain[0])
+        sigma_y, sigma_x = (np.sqrt(np.maximum(whole[k, k] / (whole[0, 0] + 1e-300), 0.1)) for k in (1, 2))
         self.near, *hats = background.blurred_at(y, x, sigma_y, sigma_x)
         self.border = np.matmul(linear.transpose(2, 0, 1), np.stack(hats, 1))
         self._size, nodes = background.size, background.gram(weight) + smoothness
