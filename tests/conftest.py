@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -34,3 +35,27 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real images (../shared/data or $STEMDL_SHARED_DATA) are not here")
     return folder
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that Nion Swift shows to the user."""
+    from nion.swift.model import Notification
+
+    lines: list[str] = []
+    monkeypatch.setattr(Notification, "notify", lambda n: lines.append(n.text))
+    return lines
+
+
+@pytest.fixture
+def scan(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A scan under the test's control, which every temporary image in Nion Swift comes from."""
+    from swift_support import FakeScan
+
+    from nionswift_plugin.stemdl import live
+
+    fake = FakeScan()
+    monkeypatch.setattr(
+        live, "hardware_source_of", lambda item: (fake, "a") if item and item.category == "temporary" else None
+    )
+    return fake

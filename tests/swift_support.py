@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import unittest
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from stemdl_core.analysis import Bonds, Defect, DefectBond, Defects, FrameAnalysis
 from stemdl_core.calibration import PixelSize
@@ -77,6 +79,92 @@ def wait_for(condition: Callable[[], object], document_controller: Any, *, secon
             raise AssertionError("Swift did not get there in time")
         document_controller.periodic()
         time.sleep(0.005)
+
+
+def application(*, analyze: Callable[..., Any] | None = None, small_pictures: bool = True) -> Any:
+    """A fixture for every test of a file: Swift's test application with the plug-in's parts, in an empty folder.
+
+    At the end all that runs is stopped, and Swift looks for leaks.
+
+    Parameters
+    ----------
+    analyze : callable, optional
+        Stands in for the analysis.
+    small_pictures : bool
+        Draw few pixels, where what is drawn is tested elsewhere.
+    """
+    from nion.swift import Facade
+
+    Facade.initialize()
+
+    @pytest.fixture(autouse=True)
+    def program(tmp_path: Any) -> Iterator[None]:
+        from nion.swift.test import TestContext
+
+        from nionswift_plugin.stemdl import (
+            actions,
+            computations,
+            engine,
+            library_work,
+            live,
+            overlay,
+            session,
+            steering,
+            tracking,
+        )
+
+        with pytest.MonkeyPatch.context() as patch:
+            # Nion's test instrument deletes ./test_data.
+            patch.chdir(tmp_path)
+            if analyze is not None:
+                patch.setattr(engine, "analyze", analyze)
+            if small_pictures:
+                patch.setattr(overlay, "TARGET_PX", 128)
+            engine.recent.clear()
+            computations.register()
+            actions.register()
+            TestContext.begin_leaks()
+            setup = TestContext.TestSetup(set_global=True)
+            try:
+                yield
+            finally:
+                for part in (steering, session, live, tracking, library_work):
+                    part.stop_all()
+            del setup
+            TestContext.end_leaks(unittest.TestCase())
+
+    return program
+
+
+@contextlib.contextmanager
+def simulated_instrument(sample: Any, **parameters: Any) -> Iterator[Any]:
+    """A window beside Nion's simulated instrument, with a microscope with atoms under its scan.
+
+    Parameters
+    ----------
+    sample
+        What makes the images, such as `microscope.Generator`.
+    **parameters
+        Of the scan's frames.
+
+    Yields
+    ------
+    AcquisitionTestContext
+        With `document_controller` and `scan_hardware_source`; the scan does not run.
+    """
+    from nion.instrumentation.test import AcquisitionTestContext
+    from nion.usim_device import DeviceConfiguration
+
+    from nionswift_plugin.stemdl import microscope
+
+    configuration = DeviceConfiguration.AcquisitionContextConfiguration()
+    configuration.scan_module = microscope.scan_module(configuration.instrument, sample)
+    with AcquisitionTestContext.AcquisitionTestContext(configuration, is_app=True) as context:
+        frame = context.scan_hardware_source.get_frame_parameters(0)
+        for name, value in parameters.items():
+            setattr(frame, name, value)
+        context.scan_hardware_source.set_current_frame_parameters(frame)
+        yield context
 
 
 @contextlib.contextmanager

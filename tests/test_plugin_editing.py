@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import unittest
 
 import numpy as np
 import pytest
@@ -11,32 +10,26 @@ import pytest
 pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not installed")
 
 from nion.data import DataAndMetadata
-from nion.swift import Facade
 from nion.swift.model import Graphics, Notification
 from nion.swift.test import TestContext
-from swift_support import add_image, annotation, done, image_with, press, stand_in, swift, wait_for
+from swift_support import (
+    add_image,
+    annotation,
+    application,
+    done,
+    image_with,
+    press,
+    stand_in,
+    swift,
+    wait_for,
+)
 
-from nionswift_plugin.stemdl import actions, adapters, computations, editing, engine, overlay, panel
+from nionswift_plugin.stemdl import adapters, computations, editing, panel
 from stemdl_core.corrections import Correction
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-Facade.initialize()
-
-
-@pytest.fixture(autouse=True)
-def program(monkeypatch, tmp_path):
-    """A test application; every test ends with Swift's own check for leaks."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "analyze", stand_in)
-    monkeypatch.setattr(overlay, "TARGET_PX", 128)  # small pictures: what is drawn is tested elsewhere
-    engine.recent.clear()
-    computations.register()
-    actions.register()
-    TestContext.begin_leaks()
-    setup = TestContext.TestSetup(set_global=True)
-    yield setup
-    TestContext.end_leaks(unittest.TestCase())
+program = application(analyze=stand_in)
 
 
 def atoms(table):

@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-import unittest
-
 import numpy as np
 import pytest
 
 pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not installed")
 
-from nion.swift import Facade
-from nion.swift.test import TestContext
-from swift_support import add_image, done, image_with, lattice_stand_in, press, swift, wait_for
+from swift_support import add_image, application, done, image_with, lattice_stand_in, press, swift, wait_for
 
 from nionswift_plugin.stemdl import (
     actions,
     adapters,
-    computations,
     editing,
-    engine,
     library_panel,
-    library_work,
-    overlay,
 )
 from stemdl_core.corrections import Correction
 from stemdl_core.library_store import load_library
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-Facade.initialize()
+program = application(analyze=lattice_stand_in)
 
 
 @pytest.fixture(autouse=True)
-def program(monkeypatch, tmp_path):
-    """A test application with a stand-in analysis; every test ends with Swift's own check for leaks."""
-    monkeypatch.chdir(tmp_path)
+def models_folder(monkeypatch, tmp_path):
+    """Models of the test's own."""
     monkeypatch.setenv("STEMDL_MODELS", str(tmp_path / "models"))
-    monkeypatch.setattr(engine, "analyze", lattice_stand_in)
-    monkeypatch.setattr(overlay, "TARGET_PX", 128)
-    engine.recent.clear()
-    computations.register()
-    actions.register()
-    TestContext.begin_leaks()
-    setup = TestContext.TestSetup(set_global=True)
-    yield setup
-    library_work.stop_all()
-    TestContext.end_leaks(unittest.TestCase())
 
 
 def collected(dc, folder):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import unittest
 
 import numpy as np
 import pytest
@@ -13,14 +12,14 @@ import pytest
 pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not installed")
 
 from nion.data import DataAndMetadata
-from nion.swift import Facade
-from nion.swift.model import Notification, Symbolic
+from nion.swift.model import Symbolic
 from nion.swift.test import TestContext
 from nion.ui import PreferencesDialog, Window
 from swift_support import (
     FakeScan,
     add_image,
     annotation,
+    application,
     done,
     image_with,
     lattice_stand_in,
@@ -40,7 +39,6 @@ from nionswift_plugin.stemdl import (
     engine,
     export,
     live,
-    overlay,
     panel,
     portrait,
     preferences,
@@ -51,30 +49,8 @@ from nionswift_plugin.stemdl import (
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-Facade.initialize()
-
-
-@pytest.fixture(autouse=True)
-def program(monkeypatch, tmp_path):
-    """A test application; every test ends with Swift's own check for leaks."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "analyze", stand_in)
-    monkeypatch.setattr(overlay, "TARGET_PX", 128)  # small pictures: what is drawn is tested elsewhere
-    engine.recent.clear()
-    computations.register()
-    actions.register()
-    TestContext.begin_leaks()
-    setup = TestContext.TestSetup(set_global=True)
-    yield setup
-    TestContext.end_leaks(unittest.TestCase())
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """The lines shown to the user."""
-    lines: list[str] = []
-    monkeypatch.setattr(Notification, "notify", lambda n: lines.append(n.text))
-    return lines
+program = application(analyze=stand_in)
+REAL_ANALYSIS = engine.analyze
 
 
 def keep_settings(monkeypatch):
@@ -148,9 +124,7 @@ def test_a_missing_model_file_is_one_line_and_leaves_nothing(said, monkeypatch, 
     card = {"name": "mine", "materials": ["graphene"], "architecture": "unet", "filters": [8],
             "classes": ["background", "C"], "pixel_size_nm": 0.02, "radius_nm": 0.05, "sha256": "0"}  # fmt: skip
     (folder / "model.json").write_text(json.dumps(card))
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Notification, "notify", lambda n: said.append(n.text))
+    monkeypatch.setattr(engine, "analyze", REAL_ANALYSIS)
     monkeypatch.setattr(engine.models, "folder", str(tmp_path / "models"))
     keep_settings(monkeypatch)
     assert "mine" in engine.models.names()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import unittest
 
 import numpy as np
 import pytest
@@ -12,45 +11,25 @@ import pytest
 pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not installed")
 pytest.importorskip("nion.usim_device", reason="Nion's simulated instrument (extra 'swift') is not installed")
 
-from nion.instrumentation.test import AcquisitionTestContext
-from nion.swift import Facade
-from nion.swift.test import TestContext
-from nion.usim_device import DeviceConfiguration
-from swift_support import FakeScan, add_image, image_with, live_image, press, select, stand_in, swift, wait_for
+from swift_support import (
+    add_image,
+    application,
+    image_with,
+    live_image,
+    press,
+    select,
+    simulated_instrument,
+    stand_in,
+    swift,
+    wait_for,
+)
 
-from nionswift_plugin.stemdl import actions, computations, engine, live, microscope, panel
+from nionswift_plugin.stemdl import computations, engine, live, microscope, panel
 from stemdl_core.errors import StemdlError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-Facade.initialize()
-
-
-@pytest.fixture(autouse=True)
-def program(monkeypatch, tmp_path):
-    """A test application in an empty folder: Nion's test instrument deletes ./test_data."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "analyze", stand_in)
-    engine.recent.clear()
-    computations.register()
-    actions.register()
-    TestContext.begin_leaks()
-    setup = TestContext.TestSetup(set_global=True)
-    yield setup
-    live.stop_all()
-    TestContext.end_leaks(unittest.TestCase())
-
-
-@pytest.fixture
-def scan(monkeypatch):
-    """A scan under the test's control, which every temporary image comes from."""
-    fake = FakeScan()
-    monkeypatch.setattr(
-        live,
-        "hardware_source_of",
-        lambda item: (fake, "a") if item and item.category == "temporary" else None,
-    )
-    return fake
+program = application(analyze=stand_in, small_pictures=False)
 
 
 def test_one_press_on_a_live_view_follows_the_scan(scan):
@@ -226,24 +205,11 @@ def test_panel_switches_live_on_and_off(scan):
             handler.close()
 
 
-class Configuration(DeviceConfiguration.AcquisitionContextConfiguration):
-    """Nion's simulated instrument with atoms under its scan."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        rng = np.random.default_rng(5)
-        self.generator = microscope.Generator(microscope.Specimen(rng=rng), rng)
-        self.scan_module = microscope.scan_module(self.instrument, self.generator)
-
-
 def test_live_on_the_simulated_microscope():
-    configuration = Configuration()
-    with AcquisitionTestContext.AcquisitionTestContext(configuration, is_app=True) as context:
+    rng = np.random.default_rng(5)
+    generator = microscope.Generator(microscope.Specimen(rng=rng), rng)
+    with simulated_instrument(generator, pixel_size=(128, 128), fov_nm=2.0) as context:
         dc, scan = context.document_controller, context.scan_hardware_source
-        parameters = scan.get_frame_parameters(0)
-        parameters.pixel_size = (128, 128)
-        parameters.fov_nm = 2.0
-        scan.set_current_frame_parameters(parameters)
         assert not scan.is_playing
         scan.start_playing()
         try:

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import unittest
-
 import pytest
 
 pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not installed")
 
-from nion.swift import Facade
-from nion.swift.test import TestContext
-from swift_support import add_image, annotation, done, image_with, press, select, stand_in, swift, wait_for
+from swift_support import (
+    add_image,
+    annotation,
+    application,
+    done,
+    image_with,
+    press,
+    select,
+    stand_in,
+    swift,
+    wait_for,
+)
 
-from nionswift_plugin.stemdl import actions, adapters, computations, engine, overlay, panel, summary
+from nionswift_plugin.stemdl import actions, adapters, computations, engine, panel, summary
 from stemdl_core.calibration import PixelSize
 from stemdl_core.frames import Frame
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-Facade.initialize()
-
-
-@pytest.fixture(autouse=True)
-def program(monkeypatch, tmp_path):
-    """A test application; every test ends with Swift's own check for leaks."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "analyze", stand_in)
-    monkeypatch.setattr(overlay, "TARGET_PX", 128)  # small pictures: what is drawn is tested elsewhere
-    engine.recent.clear()
-    computations.register()
-    actions.register()
-    TestContext.begin_leaks()
-    setup = TestContext.TestSetup(set_global=True)
-    yield setup
-    TestContext.end_leaks(unittest.TestCase())
+program = application(analyze=stand_in)
 
 
 @pytest.fixture

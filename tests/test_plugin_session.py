@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import types
-import unittest
 
 import numpy as np
 import pytest
 
 pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not installed")
 
-from nion.swift import Facade
-from nion.swift.test import TestContext
-from swift_support import FakeScan, add_image, image_with, lattice_stand_in, live_image, select, swift, wait_for
+from swift_support import (
+    add_image,
+    application,
+    image_with,
+    lattice_stand_in,
+    live_image,
+    select,
+    swift,
+    wait_for,
+)
 
 from nionswift_plugin.stemdl import (
     actions,
-    computations,
-    engine,
     export,
     live,
-    overlay,
     panel,
     plots,
     scanning,
@@ -31,37 +34,21 @@ from stemdl_core.tracking import Tracker
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-Facade.initialize()
+program = application(analyze=lattice_stand_in)
 FOV = {"fov_nm": 128 * 0.02}
 
 
 @pytest.fixture(autouse=True)
-def program(monkeypatch, tmp_path):
-    """A test application; every test ends with Swift's own check for leaks."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "analyze", lattice_stand_in)
+def every_frame_is_drawn(monkeypatch):
     monkeypatch.setattr(session, "_PICTURE_S", 0.0)
-    monkeypatch.setattr(overlay, "TARGET_PX", 128)  # small pictures: what is drawn is tested elsewhere
-    engine.recent.clear()
-    computations.register()
-    actions.register()
-    TestContext.begin_leaks()
-    setup = TestContext.TestSetup(set_global=True)
-    yield setup
-    session.stop_all()
-    live.stop_all()
-    TestContext.end_leaks(unittest.TestCase())
 
 
 @pytest.fixture
-def scan(monkeypatch):
-    """A scan under the test's control, which every temporary image comes from."""
-    fake = FakeScan()
-    fake.parameters.fov_nm = FOV["fov_nm"]
-    monkeypatch.setattr(
-        live, "hardware_source_of", lambda item: (fake, "a") if item and item.category == "temporary" else None
-    )
-    return fake
+def scan(scan):
+    """With the field of view of the test images."""
+    scan.parameters.fov_nm = FOV["fov_nm"]
+    return scan
+
 
 
 def lines_of(item):

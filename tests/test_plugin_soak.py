@@ -10,16 +10,13 @@ import dataclasses
 import os
 import threading
 import time
-import unittest
 
 import numpy as np
 import pytest
 
 pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not installed")
 
-from nion.swift import Facade
-from nion.swift.test import TestContext
-from swift_support import FakeScan, image_with, lattice_stand_in, live_image, press, select, swift
+from swift_support import application, image_with, lattice_stand_in, live_image, press, select, swift
 
 from nionswift_plugin.stemdl import actions, computations, engine, live, marks, microscope, panel, session
 from stemdl_core.analysis import Defects
@@ -28,36 +25,11 @@ from stemdl_core.frames import Frame
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-Facade.initialize()
+program = application(small_pictures=False)
 FRAMES = int(os.environ.get("STEMDL_SOAK", "0"))
 FRAME_S = 0.2
 #: Field of view of 512 pixels with 2,000 atoms of graphene [nm].
 FOV_NM = 7.2
-
-
-@pytest.fixture(autouse=True)
-def program(monkeypatch, tmp_path):
-    """A test application; every test ends with Swift's own check for leaks."""
-    monkeypatch.chdir(tmp_path)
-    engine.recent.clear()
-    computations.register()
-    actions.register()
-    TestContext.begin_leaks()
-    setup = TestContext.TestSetup(set_global=True)
-    yield setup
-    session.stop_all()
-    live.stop_all()
-    TestContext.end_leaks(unittest.TestCase())
-
-
-@pytest.fixture
-def scan(monkeypatch):
-    """A scan under the test's control, which every temporary image comes from."""
-    fake = FakeScan()
-    monkeypatch.setattr(
-        live, "hardware_source_of", lambda item: (fake, "a") if item and item.category == "temporary" else None
-    )
-    return fake
 
 
 def rss_mb() -> float:

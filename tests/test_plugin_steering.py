@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import unittest
 import zlib
 
 import numpy as np
@@ -13,19 +12,12 @@ import pytest
 pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not installed")
 pytest.importorskip("nion.usim_device", reason="Nion's simulated instrument (extra 'swift') is not installed")
 
-from nion.instrumentation.test import AcquisitionTestContext
-from nion.swift import Facade
-from nion.swift.test import TestContext
-from nion.usim_device import DeviceConfiguration
-from swift_support import FakeScan, live_image, press, select, swift, wait_for
+from swift_support import FakeScan, application, live_image, press, select, simulated_instrument, swift, wait_for
 
 from nionswift_plugin.stemdl import (
-    actions,
-    computations,
     engine,
     live,
     microscope,
-    overlay,
     panel,
     rules,
     scanning,
@@ -38,33 +30,7 @@ from stemdl_core.sites import Sites
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-Facade.initialize()
-
-
-@pytest.fixture(autouse=True)
-def program(monkeypatch, tmp_path):
-    """A test application in an empty folder: Nion's test instrument deletes ./test_data."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(overlay, "TARGET_PX", 128)  # small pictures: what is drawn is tested elsewhere
-    engine.recent.clear()
-    computations.register()
-    actions.register()
-    TestContext.begin_leaks()
-    setup = TestContext.TestSetup(set_global=True)
-    yield setup
-    steering.stop_all()
-    live.stop_all()
-    TestContext.end_leaks(unittest.TestCase())
-
-
-@pytest.fixture
-def scan(monkeypatch):
-    """A scan under the test's control, which every temporary image comes from."""
-    fake = FakeScan()
-    monkeypatch.setattr(
-        live, "hardware_source_of", lambda item: (fake, "a") if item and item.category == "temporary" else None
-    )
-    return fake
+program = application()
 
 
 class Truthful:
@@ -289,28 +255,14 @@ def test_the_panel_arms_and_disarms(scan, monkeypatch):
             handler.close()
 
 
-class Configuration(DeviceConfiguration.AcquisitionContextConfiguration):
-    """Nion's simulated instrument with the truthful microscope under its scan."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sample = Truthful(drift_nm_per_s=(0.02, 0.015))
-        self.scan_module = microscope.scan_module(self.instrument, self.sample)
-
-
 @pytest.mark.slow
 def test_a_silicon_atom_is_followed_through_swifts_own_scan(monkeypatch):
     """The same behind the real scan hardware source; ``STEMDL_SOAK`` follows 200 frames, otherwise 12."""
     frames = 200 if os.environ.get("STEMDL_SOAK") else 12
-    configuration = Configuration()
-    sample = configuration.sample
+    sample = Truthful(drift_nm_per_s=(0.02, 0.015))
     monkeypatch.setattr(engine, "analyze", sample.analyze)
-    with AcquisitionTestContext.AcquisitionTestContext(configuration, is_app=True) as context:
+    with simulated_instrument(sample, pixel_size=(96, 96), fov_nm=2.0) as context:
         dc, scan = context.document_controller, context.scan_hardware_source
-        parameters = scan.get_frame_parameters(0)
-        parameters.pixel_size = (96, 96)
-        parameters.fov_nm = 2.0
-        scan.set_current_frame_parameters(parameters)
         scan.start_playing()
         try:
             wait_for(lambda: any("hardware_source" in i.metadata for i in dc.document_model.data_items), dc)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import unittest
 
 import numpy as np
 import pytest
@@ -11,39 +10,26 @@ import pytest
 pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not installed")
 
 from nion.data import DataAndMetadata
-from nion.swift import Facade
-from nion.swift.model import Notification
 from nion.swift.test import TestContext
 from nion.ui import Window
-from swift_support import add_image, annotation, done, image_with, press, select, stand_in, swift, wait_for
+from swift_support import (
+    add_image,
+    annotation,
+    application,
+    done,
+    image_with,
+    press,
+    select,
+    stand_in,
+    swift,
+    wait_for,
+)
 
 from nionswift_plugin.stemdl import actions, adapters, computations, engine, marks
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-Facade.initialize()
-
-
-@pytest.fixture(autouse=True)
-def program(monkeypatch, tmp_path):
-    """A test application with the plugin's actions; every test ends with Swift's own check for leaks."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "analyze", stand_in)
-    engine.recent.clear()
-    computations.register()
-    actions.register()
-    TestContext.begin_leaks()
-    setup = TestContext.TestSetup(set_global=True)
-    yield setup
-    TestContext.end_leaks(unittest.TestCase())
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """The lines shown to the user."""
-    lines: list[str] = []
-    monkeypatch.setattr(Notification, "notify", lambda n: lines.append(n.text))
-    return lines
+program = application(analyze=stand_in, small_pictures=False)
 
 
 def test_one_press_makes_overlay_table_and_marks():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import unittest
 
 import numpy as np
 import pytest
@@ -11,42 +10,15 @@ import pytest
 pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not installed")
 
 from nion.data import DataAndMetadata
-from nion.swift import Facade
-from nion.swift.model import Notification
-from nion.swift.test import TestContext
-from swift_support import add_image, image_with, lattice_stand_in, select, swift, wait_for
+from swift_support import add_image, application, image_with, lattice_stand_in, select, swift, wait_for
 
-from nionswift_plugin.stemdl import actions, computations, engine, overlay, panel, tracking
+from nionswift_plugin.stemdl import engine, overlay, panel, tracking
 from stemdl_core.trajectories import Tracks
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-Facade.initialize()
+program = application(analyze=lattice_stand_in)
 SEQUENCE = DataAndMetadata.DataDescriptor(True, 0, 2)
-
-
-@pytest.fixture(autouse=True)
-def program(monkeypatch, tmp_path):
-    """A test application; every test ends with Swift's own check for leaks."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "analyze", lattice_stand_in)
-    monkeypatch.setattr(overlay, "TARGET_PX", 128)  # small pictures: what is drawn is tested elsewhere
-    engine.recent.clear()
-    computations.register()
-    actions.register()
-    TestContext.begin_leaks()
-    setup = TestContext.TestSetup(set_global=True)
-    yield setup
-    tracking.stop_all()
-    TestContext.end_leaks(unittest.TestCase())
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """The lines shown to the user."""
-    lines: list[str] = []
-    monkeypatch.setattr(Notification, "notify", lambda n: lines.append(n.text))
-    return lines
 
 
 def movie(frames=8):
