@@ -183,7 +183,8 @@ class AtomsSection:
 
     def __table_changed(self) -> None:
         # Of a running scan, nobody reads every frame's list; the last one is shown in any case.
-        wait_s = self.__shown_s + LIVE_S - time.perf_counter() if self.__running else 0.0
+        hurried = self.__running is not None and bool(self.has_result.value)
+        wait_s = self.__shown_s + LIVE_S - time.perf_counter() if hurried else 0.0
         if wait_s <= 0:
             self.__show()
         elif self.__later is None:
