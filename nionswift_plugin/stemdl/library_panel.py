@@ -8,12 +8,12 @@ import pathlib
 import typing
 
 import numpy
-from nion.swift import Panel, Workspace
+from nion.swift import Workspace
 from nion.swift.model import Graphics
 from nion.ui import Declarative
 from nion.utils import Model
 
-from . import actions, adapters, engine, library_work
+from . import actions, adapters, dock, engine, library_work
 
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
@@ -313,22 +313,11 @@ class LibraryHandler(Declarative.Handler):
             actions.choose_model(self.__document_controller, names[index])
 
 
-class LibraryPanel(Panel.Panel):
+class LibraryPanel(dock.DockPanel):
     """The dock panel."""
 
-    def __init__(
-        self,
-        document_controller: DocumentController.DocumentController,
-        panel_id: str,
-        properties: typing.Mapping[str, typing.Any],
-    ) -> None:
-        super().__init__(document_controller, panel_id, "stemdl library")
-        self.handler = LibraryHandler(document_controller)
-        column = document_controller.ui.create_column_widget(properties=dict(properties))
-        column.add(
-            Declarative.DeclarativeWidget(document_controller.ui, document_controller.event_loop, self.handler)
-        )
-        self.widget = column
+    name = "stemdl library"
+    make_handler = staticmethod(LibraryHandler)
 
 
 def register() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gettext
 import typing
 
-from nion.swift import Panel, Workspace
+from nion.swift import Workspace
 from nion.ui import Declarative
 from nion.utils import Model
 
-from . import actions, computations, live, preferences
+from . import actions, computations, dock, live, preferences
 from .panel_atoms import AtomsSection, line
 from .panel_edit import EditSection
 from .panel_steering import SteeringSection
@@ -151,24 +151,11 @@ class PanelHandler(Declarative.Handler):
         self.tracks.forget(value)
 
 
-class AtomsPanel(Panel.Panel):
+class AtomsPanel(dock.DockPanel):
     """The dock panel."""
 
-    def __init__(
-        self,
-        document_controller: DocumentController.DocumentController,
-        panel_id: str,
-        properties: typing.Mapping[str, typing.Any],
-    ) -> None:
-        super().__init__(document_controller, panel_id, "stemdl")
-        self.handler = PanelHandler(document_controller)
-        column = document_controller.ui.create_column_widget(properties=dict(properties))
-        column.add(
-            Declarative.DeclarativeWidget(
-                document_controller.ui, document_controller.event_loop, self.handler
-            )
-        )
-        self.widget = column
+    name = "stemdl"
+    make_handler = staticmethod(PanelHandler)
 
 
 def register() -> None:
