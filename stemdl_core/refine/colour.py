@@ -6,6 +6,8 @@ from pixel to pixel and nearly all of it over the width of a column, where a fit
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
@@ -22,6 +24,12 @@ _FEWEST, _COLUMN = 60, 1.0
 _WHITE = 0.15
 #: A part of the image is enough [px].
 _SIDE = 320
+
+
+@lru_cache(maxsize=8)
+def _frequency(height: int, width: int) -> NDArray[np.float32]:
+    """(height, width // 2 + 1) frequency of each component of a real transform [cycles/px]."""
+    return np.hypot(fft.fftfreq(height)[:, None], fft.rfftfreq(width)).astype(np.float32)
 
 
 def noise_colour(image: NDArray[np.floating], usable: NDArray[np.bool_], *, binning: int, sigma_px: float) -> float:
@@ -61,8 +69,10 @@ def noise_colour(image: NDArray[np.floating], usable: NDArray[np.bool_], *, binn
     white = finest * binning**2 * float((window**2).sum())
     if not white > 0:
         return 1.0
-    power = np.abs(fft.rfft2(window * part)) ** 2
-    wave = 2 * np.pi * sigma_px * np.hypot(fft.fftfreq(height)[:, None], fft.rfftfreq(width))
+    # A few zeros more, and the transform has no large prime factor.
+    padded = fft.next_fast_len(height, real=True), fft.next_fast_len(width, real=True)
+    transform = fft.rfft2(window * part, s=padded)
+    wave = np.float32(2 * np.pi * sigma_px) * _frequency(*padded)
     largest = min(_LARGEST, _NYQUIST * np.pi * sigma_px)
     found, square, error = [], [], []
     for low, high in _BANDS:
@@ -71,7 +81,8 @@ def noise_colour(image: NDArray[np.floating], usable: NDArray[np.bool_], *, binn
         if count < _FEWEST:
             return 1.0
         # The median of an exponential distribution: peaks of the lattice and waves of the scan do not count.
-        found.append(max(float(np.median(power[chosen])) / (np.log(2) * white), 1e-6))
+        power = np.abs(transform[chosen]) ** 2
+        found.append(max(float(np.median(power)) / (np.log(2) * white), 1e-6))
         square.append(float((wave[chosen] ** 2).mean()))
         # Of the median's logarithm; the window makes neighbouring components one and a half times less independent.
         error.append(1.5 / (np.log(2) * np.sqrt(count)))

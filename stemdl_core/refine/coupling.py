@@ -71,10 +71,13 @@ class Couplings:
         kept = np.bincount(self.first, self._blocks[:, 0, 0], minlength=n)
         own = own * (1 + _STIFFER * np.eye(3))
         own[:, 0, 0] += np.maximum(heights_together - kept, 0)
-        starts = np.searchsorted(self.first, np.arange(n + 1))
-        blocks = np.insert(self._blocks, starts[:-1], own, axis=0)
-        columns = np.insert(self.second, starts[:-1], np.arange(n))
-        return bsr_matrix((blocks, columns, starts + np.arange(n + 1)), shape=(3 * n, 3 * n))
+        # A row begins with its own block.
+        starts = np.searchsorted(self.first, np.arange(n + 1)) + np.arange(n + 1)
+        others = np.arange(len(self.first)) + self.first + 1
+        blocks, columns = np.empty((starts[-1], 3, 3)), np.empty(starts[-1], np.int32)
+        blocks[starts[:-1]], columns[starts[:-1]] = own, np.arange(n)
+        blocks[others], columns[others] = self._blocks, self.second
+        return bsr_matrix((blocks, columns, starts.astype(np.int32)), shape=(3 * n, 3 * n))
 
     def covariance(self, own: Array) -> Array:
         """(N, 3, 3) diagonal blocks of the inverse of the normal matrix.

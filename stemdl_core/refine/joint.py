@@ -108,9 +108,9 @@ class Normal:
     def _sparse(self, blocks: Array) -> csr_matrix:
         """(3 N, n) matrix of blocks (N, 3, K) against the nodes near each column."""
         n, _, k = blocks.shape
-        columns = np.repeat(self.near[:, None], 3, axis=1)
-        return csr_matrix((blocks.ravel(), columns.ravel(), np.arange(0, 3 * n * k + 1, k)),
-                          shape=(3 * n, self._size))
+        columns = np.repeat(self.near.astype(np.int32)[:, None], 3, axis=1)
+        starts = np.arange(0, 3 * n * k + 1, k, dtype=np.int32)
+        return csr_matrix((blocks.ravel(), columns.ravel(), starts), shape=(3 * n, self._size))
 
     @cached_property
     def nodes_covariance(self) -> Array:
