@@ -10,13 +10,26 @@ import dataclasses
 import os
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("nion.swift", reason="Nion Swift (extra 'swift') is not installed")
 
-from swift_support import application, image_with, lattice_stand_in, live_image, press, select, swift
+from nion.swift.model import DataItem
+from swift_support import (
+    add_image,
+    application,
+    done,
+    image_with,
+    lattice_stand_in,
+    live_image,
+    press,
+    select,
+    swift,
+    wait_for,
+)
 
 from nionswift_plugin.stemdl import actions, computations, engine, live, marks, microscope, panel, session
 from stemdl_core.analysis import Defects
@@ -32,10 +45,26 @@ FRAME_S = 0.2
 FOV_NM = 7.2
 
 
+def engine_has_a_model() -> bool:
+    """Whether the default model has been trained."""
+    from stemdl_core._paths import weights_folders
+
+    return any((f / engine.DEFAULT_MODEL / "model.safetensors").exists() for f in weights_folders())
+
+
 def rss_mb() -> float:
     """Memory of this process [MB]."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def busy_s() -> float:
+    """How long the cores of this machine have been busy, all together [s]; 0 where it is not told."""
+    if not os.path.exists("/proc/stat"):
+        return 0.0
+    with open("/proc/stat") as file:
+        user, nice, system = (int(n) for n in file.readline().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def crowded(count):
@@ -84,7 +113,8 @@ def test_soak(scan, monkeypatch, tracked):
         if tracked:
             actions.track(dc, dc.document_model.get_display_item_for_data_item(item))
         items = len(dc.document_model.data_items)
-        files = sorted(os.listdir("."))
+        written = []
+        monkeypatch.setattr(DataItem.DataItem, "write_external_data", lambda item, *_: written.append(item.title))
         memory, steps = [], []
         for index in range(40):
             scan.finish(frames[index % 3], index)
@@ -102,7 +132,7 @@ def test_soak(scan, monkeypatch, tracked):
         assert len(known.table.metadata["stemdl"]["defects"]) == 50
         assert len(dc.document_model.get_display_item_for_data_item(item).graphics) == marks.MOST_LIVE_MARKS
         assert len(dc.document_model.data_items) == items
-        assert sorted(os.listdir(".")) == files, "nothing is written to the disk"
+        assert written == [], "nothing is written to the disk"
         assert running.status.dropped == 0
         if tracked:
             assert session.find(item).status.tracks == 50
@@ -117,6 +147,7 @@ def test_soak(scan, monkeypatch, tracked):
         assert sorted(steps[1:])[-2] < 2 * bar
         session.stop_all()
         live.stop_all()
+        assert {"Scan (Overlay)", "Scan (Atoms)", "Scan (Defects)"} <= set(written), "now it is"
         handler.close()
 
 
@@ -152,6 +183,7 @@ def test_numbers_of_a_long_live_session(scan):
         thread = threading.Thread(target=acquire, daemon=True)
         thread.start()
         memory, found, right = 0.0, [0, 0, 0], [0, 0]
+        began = time.perf_counter(), busy_s(), time.process_time()
         last, shown = -1, []
         while not stop.is_set():
             cpu, wall = time.thread_time(), time.perf_counter()
@@ -166,6 +198,7 @@ def test_numbers_of_a_long_live_session(scan):
                 memory = rss_mb()
             time.sleep(0.02)
         grown = rss_mb() - memory if memory else 0.0
+        wall, busy, own = (b - a for a, b in zip(began, (time.perf_counter(), busy_s(), time.process_time())))
         status = running.status
         listener.close()
         items = len(dc.document_model.data_items)
@@ -179,13 +212,43 @@ def test_numbers_of_a_long_live_session(scan):
         f"end of frame to overlay: median {1e3 * np.median(ages):.0f} ms, 95 % {1e3 * np.percentile(ages, 95):.0f} ms; "
         f"main thread: longest {1e3 * max(s[0] for s in steps):.0f} ms CPU, "
         f"{1e3 * max(s[1] for s in steps):.0f} ms wall; memory {grown:+.0f} MB; items {items}; "
-        f"sites F1 {f1:.4f}, names right {right[0]} of {right[1]}"
+        f"sites F1 {f1:.4f}, names right {right[0]} of {right[1]}; "
+        f"CPU {1e3 * own / max(status.analysed, 1):.0f} ms a frame shown; of {os.cpu_count()} cores "
+        f"{own / wall:.2f} for this program, {(busy - own) / wall:.2f} for others"
     )
     assert items == 4
     assert 0 <= status.seen - status.analysed - status.dropped <= 2
     assert grown < 30
     assert f1 >= 0.98
     assert right[0] >= 0.97 * right[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not engine_has_a_model(), reason="no trained model here")
+def test_one_click_on_a_stored_image():
+    """1024 x 1024 pixels with a few thousand atoms: from the press to the overlay, the model being loaded."""
+    rng = np.random.default_rng(8)
+    generator = microscope.Generator(microscope.Specimen(rng=rng, size_nm=14.0), rng)
+    parameters = SimpleNamespace(
+        size=(1024, 1024), fov_nm=8.0, rotation_rad=0.0, center_nm=(0.0, 0.0), pixel_time_us=8.0
+    )
+    first, second = (generator.generate_scan_data(None, parameters) for _ in range(2))
+    with swift() as dc:
+        add_image(dc, first, scale=8.0 / 1024, title="First")
+        press(dc)
+        wait_for(done(dc), dc)
+        item = add_image(dc, second, scale=8.0 / 1024, title="Second")
+        wall, cpu, main = time.perf_counter(), time.process_time(), time.thread_time()
+        press(dc)
+        known = computations.find(dc.document_model, item)
+        wait_for(lambda: not known.table.metadata["stemdl"].get("pending"), dc)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        main = time.thread_time() - main
+        assert known.table.metadata["stemdl"]["atoms"] > 2000
+        assert known.overlay.data.shape == (1024, 1024, 3)
+    print(f"\none click, 1024 x 1024: {wall:.2f} s, CPU {cpu:.2f} s, of it {main:.2f} s on the main thread")
+    # A second is the bar for a machine of one's own; others' work makes CPU time longer, too.
+    assert cpu < (1.0 if "STEMDL_SOAK" in os.environ else 2.5)
 
 
 def compare(rows, metadata, truth, found, right):
