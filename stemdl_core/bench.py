@@ -182,7 +182,8 @@ def compare_defects(found: object, s: SimulatedFrame, *, within_nm: float = 0.10
     """Defects that are right in name and place.
 
     Those within 0.35 nm of the border or of hidden areas do not count, nor those with an atom beside a hole of the
-    sheet: the hole has taken their neighbours, and the specimen's names are no longer theirs.
+    sheet: the hole has taken their neighbours, and the specimen's names are no longer theirs. A boundary is in place
+    where most of its atoms are: its centre is anywhere along it, depending on where it leaves the image.
     """
     pixel = s.conditions.pixel_nm
     centers = np.array([d.center_px for d in found.defects]).reshape(-1, 2)  # type: ignore[attr-defined]
@@ -199,6 +200,13 @@ def compare_defects(found: object, s: SimulatedFrame, *, within_nm: float = 0.10
 
     pairs = match(centers, s.centers_px, within_px=within_nm / pixel)
     right = [(a, b) for a, b in pairs if names[a] == s.defects[b].name]
+    for b, true in enumerate(s.defects):
+        for a, one in enumerate(found.defects):  # type: ignore[attr-defined]
+            if true.name == one.name and true.name.startswith("GB") and b not in {j for _, j in right}:
+                there, here = s.sites.yx_px[list(true.site_ids)], found.sites.yx_px[list(one.site_ids)]  # type: ignore[attr-defined]
+                common = len(match(here, there, within_px=within_nm / pixel))
+                if common > 0.5 * max(len(here), len(there)):
+                    right.append((a, b))
     found_judged, true_judged = judged(centers), judged(s.centers_px)
     if len(s.removed_px):
         hole, beside = cKDTree(s.removed_px), 1.3 * get_material(s.material).bond_nm / pixel

@@ -203,11 +203,11 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float,
     # typical.
     alone = own_cov[:, 0, 0]
     share = 1 - prior.precision[:, 0] * alone
-    # Where hardly anything comes from the column itself, taking the rest out leaves rounding errors.
-    told = share > LEAST_SHARE
-    share = np.where(told, share, 1.0)
-    free = alone / share
-    height = prior.mean[:, 0] + (state.height - prior.mean[:, 0]) / share
+    # Where hardly anything comes from the column itself, taking the rest out leaves rounding errors: it is then as
+    # bright as its group for all that is known, which is little.
+    own = np.where(share > LEAST_SHARE, share, 1.0)
+    height = prior.mean[:, 0] + (state.height - prior.mean[:, 0]) / own
+    free = alone / np.maximum(share, LEAST_SHARE)
     free = free + more[:, 0, 0] * (free / alone) ** 2
     moved = step_pm * np.hypot(state.y - start[:, 1], state.x - start[:, 2])
     seen = normal.diagonal[:, 0, 0] * np.median(state.height) ** 2 > 1
