@@ -117,7 +117,16 @@ def test_start_pause_go_on_stop_from_the_panel(scan):
             assert (len(line), line[-1]) == (14, 0.0)
             assert [e["kind"] for e in run.table.metadata["stemdl"]["events"]] == ["death"]
             assert handler.tracks.events.value[0].endswith("death   Si-C3")
-            handler.tracks.event_index.value = 0  # the frames of a scan are not kept: nothing happens
+            frame = run.table.metadata["stemdl"]["events"][0]["frame"]
+            handler.tracks.event_index.value = 0
+            assert handler.tracks.event_note.value == f"Frame {frame}:"
+            assert len(np.unique(handler.tracks.picture.value)) > 10, "a small picture of that frame"
+            run.thumbnails.clear()
+            run._LiveTracking__thumbnail_frames.clear()
+            handler.tracks.event_index.value = None
+            handler.tracks.event_index.value = 0
+            assert handler.tracks.event_note.value.startswith(f"Frame {frame} is gone: of a scan, only")
+            assert len(np.unique(handler.tracks.picture.value)) == 1
             assert len(dc.document_model.data_items) == items, "frames make no items"
 
             handler.stop_clicked(None)

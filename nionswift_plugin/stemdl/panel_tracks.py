@@ -5,10 +5,11 @@ from __future__ import annotations
 import gettext
 import typing
 
+import numpy
 from nion.utils import Model
 
-from . import actions, adapters, computations, export, live, session, tracking
-from .panel_atoms import WIDTH
+from . import actions, adapters, computations, export, live, portrait, session, tracking
+from .panel_atoms import WIDTH, line
 
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
@@ -37,7 +38,11 @@ class TracksSection:
         self.state = Model.PropertyModel[str]("")
         self.events = Model.PropertyModel[list[str]]([])
         self.event_index = Model.PropertyModel[int](None)
+        self.event_note = Model.PropertyModel[str]("")
+        self.picture = Model.PropertyModel[typing.Any](portrait.empty(), numpy.array_equal)
         self.event_index.on_value_changed = self.__event_chosen
+        self.__listing = False
+        self.__listed: typing.Any = None
 
     def view(self, u: Declarative.DeclarativeUI) -> Declarative.UIDescription:
         """The page."""
@@ -57,8 +62,12 @@ class TracksSection:
             u.create_list_box(
                 items_ref="@binding(tracks.events.value)",
                 current_index="@binding(tracks.event_index.value)",
-                height=300,
+                height=150,
                 min_width=WIDTH,
+            ),
+            line(u, "@binding(tracks.event_note.value)"),
+            u.create_row(
+                u.create_image(image="@binding(tracks.picture.value)", width=262, height=172), u.create_stretch()
             ),
             u.create_stretch(),
             spacing=6,
@@ -144,6 +153,15 @@ class TracksSection:
             else _("Go on") if session_run.is_paused
             else _("Pause")
         )  # fmt: skip
+        if session_run is not None:
+            # At every frame of the scan: looks through no items, and lists events only where there are new ones.
+            self.state.value = str(session_run.status)
+            listed = (session_run.table, session_run.status.events, session_run.status.frames == 0)
+            if listed != self.__listed and not session_run.table._closed:
+                self.__listed, self.__table = listed, session_run.table
+                self.__list(session_run.table.metadata[adapters.METADATA_KEY])
+            return
+        self.__listed = None
         known_atoms = computations.find(document_model, data_item)
         self.__table = tracking.find_table(document_model, data_item) or tracking.find_table(
             document_model, known_atoms.source if known_atoms else None
@@ -159,10 +177,22 @@ class TracksSection:
             )
         else:
             self.state.value = ""
-        lines = [tracking.event_line(event) for event in known.get("events", ())]
-        if lines != self.events.value:
-            self.event_index.value = None
+        self.__list(known)
+
+    def __list(self, known: typing.Mapping[str, typing.Any]) -> None:
+        lines, old = [tracking.event_line(event) for event in known.get("events", ())], self.events.value or []
+        if lines == old:
+            return
+        # A chosen event stays chosen while others are added.
+        index = self.event_index.value if old and lines[: len(old)] == old else None
+        self.__listing = True
+        try:
             self.events.value = lines
+            self.event_index.value = index
+        finally:
+            self.__listing = False
+        if index is None:
+            self.__show_picture("", None)
 
     def __trackable(self, data_item: DataItem.DataItem | None) -> bool:
         if data_item is None:
@@ -173,9 +203,29 @@ class TracksSection:
         xdata = data_item.xdata
         return xdata is not None and adapters.is_movie(xdata) and not xdata.is_data_rgb_type
 
+    def __show_picture(self, note: str, rgb: numpy.ndarray | None) -> None:
+        self.event_note.value, self.picture.value = note, portrait.fitted(rgb)
+
     def __event_chosen(self, index: int | None) -> None:
-        known = self.__table.metadata[adapters.METADATA_KEY] if self.__table else {}
+        if self.__listing or index is None or self.__table is None or self.__table._closed:
+            return
+        known = self.__table.metadata[adapters.METADATA_KEY]
         events = known.get("events", ())
-        # The frames of a scan pass by and are not kept: only those of a movie can be shown.
-        if index is not None and self.__table and 0 <= index < len(events) and not known.get("live"):
-            tracking.show_frame(self.__table.source, events[index]["frame"])
+        if not 0 <= index < len(events):
+            return
+        frame = int(events[index]["frame"])
+        if not known.get("live"):
+            tracking.show_frame(self.__table.source, frame)
+            self.__show_picture(_("Frame {} is shown.").format(frame), None)
+            return
+        # The frames of a scan pass by: what is left of the newest ones are small pictures.
+        picture = self.__run.picture_of(frame) if isinstance(self.__run, session.LiveTracking) else None
+        if picture is not None:
+            self.__show_picture(_("Frame {}:").format(frame), picture)
+        else:
+            self.__show_picture(
+                _("Frame {} is gone: of a scan, only pictures of the newest {} are kept.").format(
+                    frame, session.THUMBNAILS
+                ),
+                None,
+            )

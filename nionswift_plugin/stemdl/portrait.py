@@ -73,3 +73,15 @@ def _bgra(bgr: numpy.ndarray) -> numpy.ndarray:
     pixels = numpy.empty((*bgr.shape[:2], 4), dtype=numpy.uint8)
     pixels[..., :3], pixels[..., 3] = bgr, 255
     return pixels.view(numpy.uint32)[..., 0]
+
+
+def fitted(rgb: numpy.ndarray | None) -> numpy.ndarray:
+    """A picture (h, w, 3) (red, green, blue), or nothing, in the size of the panel: (h, w) uint32 BGRA."""
+    from PIL import Image
+
+    paper = Image.new("RGB", SIZE_PX[::-1], (_PAPER,) * 3)
+    if rgb is not None:
+        picture = Image.fromarray(numpy.ascontiguousarray(rgb))
+        picture.thumbnail(SIZE_PX[::-1])
+        paper.paste(picture, tuple((a - b) // 2 for a, b in zip(paper.size, picture.size)))
+    return _bgra(numpy.asarray(paper)[..., ::-1])

@@ -100,6 +100,7 @@ class LiveTracking:
         self.__frames = self.__left_out = 0
         #: Small pictures of the newest frames, for an animation.
         self.thumbnails: deque[numpy.ndarray] = deque(maxlen=THUMBNAILS)
+        self.__thumbnail_frames: deque[int] = deque(maxlen=THUMBNAILS)
         self.__model = annotation.options.model
         self.__fresh()
         self.__pictures: _Pictures | None = None
@@ -116,6 +117,7 @@ class LiveTracking:
         self.__trails: dict[int, deque[numpy.ndarray]] = {}
         self.__names: dict[int, str] = {}
         self.__events: deque[dict[str, typing.Any]] = deque(maxlen=tracking.MOST_EVENTS)
+        self.__event_count = 0
 
     def __make_items(self, document_controller: DocumentController.DocumentController) -> None:
         document_model = document_controller.document_model
@@ -207,6 +209,7 @@ class LiveTracking:
             del self.__trails[number], self.__names[number]
         for event in update.events:
             self.__events.append(tracking.event_entry(event))
+            self.__event_count += 1
 
     def __draw(self, frame: live.LiveFrame, frame_image: Frame, drift_px: numpy.ndarray) -> None:
         from . import overlay
@@ -225,7 +228,9 @@ class LiveTracking:
         key = adapters.METADATA_KEY
         picture = overlay.paths(image, paths)
         step = max(1, max(picture.shape) // 340)
-        self.thumbnails.append(picture[::step, ::step, ::-1].copy())
+        with self.__lock:
+            self.thumbnails.append(picture[::step, ::step, ::-1].copy())
+            self.__thumbnail_frames.append(frame.number)
         pictures = _Pictures(
             DataAndMetadata.new_data_and_metadata(
                 picture,
@@ -279,7 +284,7 @@ class LiveTracking:
 
     def __tell(self) -> None:
         state = "stopped" if self.__stopped else "paused" if self.__paused else "running"
-        status = Status(state, self.__frames, self.__left_out, len(self.__trails), len(self.__events))
+        status = Status(state, self.__frames, self.__left_out, len(self.__trails), self.__event_count)
         if status != self.status:
             self.status = status
             self.status_changed_event.fire()
@@ -318,6 +323,13 @@ class LiveTracking:
         self.__tell()
 
     close = stop
+
+    def picture_of(self, frame: int) -> numpy.ndarray | None:
+        """(h, w, 3) small picture (red, green, blue) of a frame of this session, as long as it is kept."""
+        with self.__lock:
+            if frame in self.__thumbnail_frames:
+                return self.thumbnails[self.__thumbnail_frames.index(frame)]
+        return None
 
     def tracks(self) -> typing.Any:
         """Trajectories and events of the newest frames, as `stemdl_core.Tracks`; takes up to a second."""
