@@ -22,20 +22,22 @@ from .trajectories import Event
 #: Kinds of event that leave the defect in view before and after.
 KINDS = ("switch", "hop", "rotation")
 #: Frames averaged on either side of a change, at most and at least; from the defect to the window's sides [nm].
-SIDE_FRAMES, _LEAST_SIDE, _HALF_WINDOW_NM = 4, 2, 0.45
+_SIDE_FRAMES, _LEAST_SIDE, _HALF_WINDOW_NM = 4, 2, 0.45
+#: Frames after an event until which the next one, which ends its picture, may not have been decided.
+PATIENCE = 9
 #: How much better a change on the way has to be than none [nats]: lines on which it may have happened are many.
 #: Less of it is enough where the atoms of that frame showed both states; with even less they were wrong.
 _GAIN, _DENIED = 8.0, 3.0
 #: Width over which pictures are smoothed [nm], and where they differ clearly, in standard deviations.
 _PROBE_NM, _CLEAR = 0.03, 3.5
 #: Images kept, at most this many and this much memory [bytes], but at least the third.
-_MOST_FRAMES, _MOST_BYTES, _LEAST_FRAMES = 32, 48e6, 6
+_MOST_FRAMES, _MOST_BYTES, _LEAST_FRAMES = 32, 48e6, 14
 
 
 @dataclass(frozen=True)
 class _Kept:
     frame: int
-    image: NDArray[np.float32]
+    image: NDArray[np.float16]
     shown: Shown
 
 
@@ -53,7 +55,9 @@ class HalfWay:
         image = np.asarray(frame.image, dtype=np.float32)
         spread = float(image.std())
         # Dose and gain vary from frame to frame.
-        self._kept.append(_Kept(frame.index, (image - image.mean()) / (spread if spread > 0 else 1.0), shown))
+        # ... and half precision is finer than any noise.
+        image = ((image - image.mean()) / (spread if spread > 0 else 1.0)).astype(np.float16)
+        self._kept.append(_Kept(frame.index, image, shown))
         most = int(np.clip(_MOST_BYTES / max(image.nbytes, 1), _LEAST_FRAMES, _MOST_FRAMES))
         while len(self._kept) > most:
             self._kept.popleft()
@@ -96,8 +100,8 @@ class HalfWay:
 
     def _gain(self, now: _Kept, place: NDArray[np.float64], before: int, after: int | None) -> float | None:
         """How much better a change inside it explains a frame than none does [nats]; None where it cannot be told."""
-        earlier = [k for k in self._kept if before <= k.frame < now.frame][-SIDE_FRAMES:]
-        later = [k for k in self._kept if k.frame > now.frame and (after is None or k.frame < after - 1)][:SIDE_FRAMES]
+        earlier = [k for k in self._kept if before <= k.frame < now.frame][-_SIDE_FRAMES:]
+        later = [k for k in self._kept if k.frame > now.frame and (after is None or k.frame < after - 1)][:_SIDE_FRAMES]
         if min(len(earlier), len(later)) < _LEAST_SIDE:
             return None
         window = _window(now, place)
@@ -149,4 +153,10 @@ def _moved(kept: _Kept, to: _Kept, place: NDArray[np.float64], rows: slice, colu
     """A frame as it would look with a place of the specimen where it is in another."""
     y, x = np.mgrid[rows, columns].astype(np.float64)
     shift = kept.shown.px(place) - to.shown.px(place)
-    return np.asarray(map_coordinates(kept.image, [y + shift[0], x + shift[1]], order=1, mode="nearest"))
+    # Only what is needed is turned back into full precision.
+    low = np.maximum([int(y[0, 0] + shift[0]) - 1, int(x[0, 0] + shift[1]) - 1], 0)
+    part = kept.image[low[0] : low[0] + len(y) + 3, low[1] : low[1] + y.shape[1] + 3].astype(np.float32)
+    if not part.size:
+        return np.zeros(y.shape)
+    shift = shift - low
+    return np.asarray(map_coordinates(part, [y + shift[0], x + shift[1]], order=1, mode="nearest"))

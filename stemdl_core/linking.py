@@ -235,7 +235,9 @@ def link(
         # Among many sites some are faint by chance: one that is so slightly, or seen by a track that may be none,
         # counts only where the defect was.
         weak = ((faint < FIRM)[None] | ~real) & (distance > _REST_NM) | ((faint < FIRM)[None] & ~real)
-        fits = np.array([[not t.away and t.name in n for n in names] for t in targets]) & ~weak
+        away = np.array([[t.away] for t in targets])
+        weak |= away & ((faint < FIRM)[None] | (distance > _REST_NM))
+        fits = np.array([[t.name in n for n in names] for t in targets]) & ~weak
         cost = np.where(faint > 0, np.where(fits, cost - faint + _OVERLOOKED, _FORBIDDEN), cost)
         birth = np.where(faint > 0, 0.0, birth)
     if evidence is not None:

@@ -48,6 +48,8 @@ __all__ = [
 HOPELESS_FRAMES = 12
 #: The drift from images counts where its branch is at least this probable; its standard deviation there [nm].
 _SURE, _DRIFT_SIGMA_NM = 0.9, 0.04
+#: So many defects do not all move alike.
+_SEVERAL = 3
 
 
 class MovieTracker:
@@ -144,8 +146,9 @@ class MovieTracker:
             step = self._drift.update(frame.image, analysis.sites.yx_px[host], centers)
         except StemdlError:
             return None, _DRIFT_SIGMA_NM
-        # Defects tell the branch better when they are linked than when they are compared as blots.
-        told = step.branch_confidence < _SURE or len(analysis.defects) > 0
+        # One or two defects tell the branch better when they are linked than when they are compared as blots: where
+        # they go, the image seems to go. Several do not all go the same way.
+        told = step.branch_confidence < _SURE or 0 < len(analysis.defects) < _SEVERAL
         return (step.dy_nm, step.dx_nm), np.inf if told else max(_DRIFT_SIGMA_NM, step.sigma_nm)
 
 

@@ -15,7 +15,7 @@ from .branches import corrected, find_corrections, settle_blind, straightened
 from .bridging import Shown, bridge, put_right
 from .errors import StemdlError
 from .frames import Frame
-from .halfway import KINDS, SIDE_FRAMES, HalfWay
+from .halfway import KINDS, PATIENCE, HalfWay
 from .hostframe import HostLattice, SpecimenFrame, host_lattice
 from .linking import Linked, Target, TrackSettings, birth_costs, chemistry_costs, link
 from .livetrack import Current, Update
@@ -170,7 +170,7 @@ class Tracker:
             roster.extend(track, found[j], positions[j], reference)
         roster.retire()
         roster.settle(final=False)
-        self._judge(roster, before=analysis.frame - SIDE_FRAMES)
+        self._judge(roster, before=analysis.frame - PATIENCE)
         current = self._current(analysis.frame)
         return Update(analysis.frame, self._specimen.drift_nm.copy(), current, tuple(roster.events[told:]))
 
