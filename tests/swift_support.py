@@ -262,6 +262,7 @@ class FakeScan:
         self.parameters = SimpleNamespace(
             center_nm=Geometry.FloatPoint(), fov_nm=2.0, rotation_rad=0.0, pixel_size=(64, 64), pixel_time_us=4.0
         )
+        self.is_aborted = False
         self.subscan_enabled, self.subscan_region, self.probe_position = False, None, None
         #: Threads on which it was steered.
         self.threads: set[str] = set()

@@ -63,13 +63,16 @@ def test_one_press_on_a_live_view_follows_the_scan(scan):
         live.stop_all()
 
 
-def test_other_channels_and_partial_frames_are_ignored(scan):
+def test_other_channels_and_partial_or_aborted_frames_are_ignored(scan):
     with swift() as dc:
         item = live_image(dc)
         press(dc)
         scan.finish(image_with((1, 1)), 1, state="partial")
         scan.finish(image_with((1, 1)), 1, channel="b")
         scan.finish(image_with((1, 1)), 1, valid_rows=10)
+        scan.is_aborted = True
+        scan.finish(np.zeros((64, 64), np.float32), 1)
+        scan.is_aborted = False
         scan.finish(image_with(), 2)
         running = live.find(item)
         wait_for(lambda: running.status.analysed == 1, dc)

@@ -79,6 +79,10 @@ MOST_DEFECTS_WITH_GEOMETRY = 100
 MOST_LIVE_DEFECTS_WITH_GEOMETRY = 24
 
 
+#: Properties of a computation that change when a run has ended: of Swift 16.16, and of 16.18.
+RUN_PROPERTIES = ("status", "last_computed_status", "error_text")
+
+
 def check_selection(xdata: DataAndMetadata.DataAndMetadata | None) -> None:
     """Refuse what is not an image or a sequence of images, before anything is created.
 

@@ -149,7 +149,7 @@ class _FirstRun:
         self._waiting.discard(self)
 
     def __changed(self, name: str) -> None:
-        if name != "status" or not self.__listeners:
+        if name not in adapters.RUN_PROPERTIES or not self.__listeners:
             return
         table = self.__computation.get_output("table")
         metadata = (table.metadata if table else {}).get(adapters.METADATA_KEY, {})
@@ -160,7 +160,9 @@ class _FirstRun:
             self.__document_controller.queue_task(lambda: self.__fail(error))
         elif not metadata.get("pending"):
             self.__close()
-            for line in (*_calibration_lines(metadata), *metadata.get("warnings", ())):
+            # Whose pixel size it is, is a warning of the core's, too: once is enough.
+            lines = _calibration_lines(metadata)
+            for line in lines + tuple(w for w in metadata.get("warnings", ()) if not (lines and "pixel size" in w)):
                 notify(_("Please check"), line)
 
     def __fail(self, error: str) -> None:

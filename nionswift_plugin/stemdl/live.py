@@ -227,6 +227,9 @@ class LiveAnnotation:
         if args.state != "complete" or args.channel_id != self.__channel_id:
             return
         arrived_s = time.perf_counter()
+        if self.__hardware_source.is_aborted:
+            # The frame that was being scanned when the user broke off: its lower rows are empty.
+            return
         metadata = xdata.metadata
         if xdata.data_shape and adapters.is_partial(metadata, xdata.data_shape[-2]):
             return

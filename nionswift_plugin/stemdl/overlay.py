@@ -144,7 +144,7 @@ def render(image: numpy.ndarray, analysis: FrameAnalysis, style: Style) -> numpy
             canvas.discs(yx[which], radius, SPECIES_RGB.get(species, _OTHER_RGB))
     if style.names:
         side = max(canvas.shape)
-        size = int(min(max(0.7 * bond, 0.022 * side, 11), max(0.034 * side, 11)))
+        size = int(min(max(0.85 * bond, 0.026 * side, 11), max(0.034 * side, 11)))
         labels = [
             _label(defect.name, defect.center_px, defect.site_ids, yx, zoom, bond)
             for defect in analysis.defects
@@ -166,7 +166,7 @@ def _label(
     """A name, and the point above its defect where the middle of its foot stands."""
     y, x = ((v + 0.5) * zoom - 0.5 for v in center_px)
     top = float(yx[list(site_ids), 0].min()) if site_ids else y
-    return name, top - 0.8 * bond, x
+    return name, top - 0.95 * bond, x
 
 
 def _defect_rgb(name: str) -> tuple[int, int, int]:
@@ -356,14 +356,14 @@ def paths(
     """An image with paths of defects, by number: (N, 2) positions in (y, x) px, and the name at their end."""
     zoom = zoom_for(image.shape)
     canvas = Canvas(background(image, zoom))
-    labels = []
+    labels, side = [], max(canvas.shape)
     for number, (positions, name) in known.items():
         yx = (positions + 0.5) * zoom - 0.5
         rgb = _TRACK_RGB[number % len(_TRACK_RGB)]
         canvas.lines(yx[:-1], yx[1:], 1.0, rgb, 0.9)
         canvas.discs(yx[-1:], 6.0, rgb)
-        labels.append((f"{name} #{number}", float(yx[-1, 0]) - 10.0, float(yx[-1, 1])))
-    canvas.texts(labels, 22, _DEFECT_RGB)
+        labels.append((f"{name} #{number}", float(yx[-1, 0]) - 0.024 * side, float(yx[-1, 1])))
+    canvas.texts(labels, max(int(0.029 * side), 11), _DEFECT_RGB)
     return canvas.bgr
 
 

@@ -66,6 +66,7 @@ class AtomsSection:
         self.defect_index = Model.PropertyModel[int](None)
         self.detail = Model.PropertyModel[str]("")
         self.picture = Model.PropertyModel[typing.Any](portrait.empty(), numpy.array_equal)
+        self.has_picture = Model.PropertyModel[bool](False)
         self.is_live = Model.PropertyModel[bool](False)
         self.live_label = Model.PropertyModel[str](_("Go live"))
         self.has_result = Model.PropertyModel[bool](False)
@@ -97,7 +98,8 @@ class AtomsSection:
                 min_width=WIDTH,
             ),
             line(u, "@binding(atoms.detail.value)"),
-            u.create_row(u.create_image(image="@binding(atoms.picture.value)", width=262, height=172),
+            u.create_row(u.create_image(image="@binding(atoms.picture.value)", width=262, height=172,
+                                        visible="@binding(atoms.has_picture.value)"),
                          u.create_stretch()),
             u.create_stretch(),
             spacing=6,
@@ -161,6 +163,7 @@ class AtomsSection:
         index = self.defect_index.value
         self.detail.value = chemistry(self.metadata, index)
         self.picture.value = portrait.draw(self.metadata, self.__table, index)
+        self.has_picture.value = index is not None and 0 <= index < len(self.metadata.get("defects", ()))
 
     def follow(self, known: computations.Annotation | None) -> None:
         """Show the results of another image."""
@@ -197,7 +200,7 @@ class AtomsSection:
             self.state.value = str(self.__running.status)
 
     def __computation_changed(self, name: str) -> None:
-        if name in ("status", "error_text", "value"):
+        if name in (*adapters.RUN_PROPERTIES, "value"):
             self.__show()
 
     def __show(self) -> None:

@@ -39,6 +39,9 @@ class SteeringSection:
         self.state = Model.PropertyModel[str](_("Disarmed: nothing is moved."))
         self.log = Model.PropertyModel[list[str]]([])
         self.log_index = Model.PropertyModel[int](None)
+        #: The chosen line of the log, or the newest, in full: the list is narrow.
+        self.log_line = Model.PropertyModel[str]("")
+        self.log_index.on_value_changed = self.__show_line
         self.armed.on_value_changed = self.__switched
 
     def view(self, u: Declarative.DeclarativeUI) -> Declarative.UIDescription:
@@ -77,6 +80,7 @@ class SteeringSection:
                 height=170,
                 min_width=WIDTH,
             ),
+            line(u, "@binding(steer.log_line.value)"),
             u.create_stretch(),
             spacing=6,
             margin=6,
@@ -117,6 +121,7 @@ class SteeringSection:
                 if lines != self.log.value:
                     self.log_index.value = None
                     self.log.value = lines
+                    self.__show_line(None)
             self.state.value = (
                 _("ARMED, dose {:.2g} e/nm\N{SUPERSCRIPT TWO}").format(one.dose_e_per_nm2)
                 if one is not None and armed
@@ -124,6 +129,11 @@ class SteeringSection:
             )
         finally:
             self.__showing = False
+
+    def __show_line(self, index: int | None) -> None:
+        lines = self.log.value or []
+        chosen = index if index is not None and 0 <= index < len(lines) else 0
+        self.log_line.value = lines[chosen] if lines else ""
 
     def __switched(self, armed: bool | None) -> None:
         if self.__showing:

@@ -40,6 +40,7 @@ class TracksSection:
         self.event_index = Model.PropertyModel[int](None)
         self.event_note = Model.PropertyModel[str]("")
         self.picture = Model.PropertyModel[typing.Any](portrait.empty(), numpy.array_equal)
+        self.has_picture = Model.PropertyModel[bool](False)
         self.event_index.on_value_changed = self.__event_chosen
         self.__listing = False
         self.__listed: typing.Any = None
@@ -67,7 +68,11 @@ class TracksSection:
             ),
             line(u, "@binding(tracks.event_note.value)"),
             u.create_row(
-                u.create_image(image="@binding(tracks.picture.value)", width=262, height=172), u.create_stretch()
+                u.create_image(
+                    image="@binding(tracks.picture.value)", width=262, height=172,
+                    visible="@binding(tracks.has_picture.value)",
+                ),
+                u.create_stretch(),
             ),
             u.create_stretch(),
             spacing=6,
@@ -205,6 +210,7 @@ class TracksSection:
 
     def __show_picture(self, note: str, rgb: numpy.ndarray | None) -> None:
         self.event_note.value, self.picture.value = note, portrait.fitted(rgb)
+        self.has_picture.value = rgb is not None
 
     def __event_chosen(self, index: int | None) -> None:
         if self.__listing or index is None or self.__table is None or self.__table._closed:
