@@ -119,7 +119,7 @@ class PlaceChain:
 
     def on_the_way(self, row: Row, start: NDArray[np.float64], end: NDArray[np.float64]) -> Row | None:
         """The reading at or just before `row` that is neither at one end of the move nor at the other."""
-        away = max(0.25 * float(np.linalg.norm(end - start)), 2.5 * self.places.sigma)
+        away = max(0.25 * float(np.linalg.norm(end - start)), 1.8 * self.places.sigma)
         for r in self.recent:
             ends = (float(np.linalg.norm(r.yx_nm - e)) for e in (start, end))
             if row.frame - 1 <= r.frame <= row.frame and min(ends) > away:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from .chains import Move, PlaceChain, Weigh
 from .decode import Decided, OnlineViterbi, Places
 from .evidence import Row, name_evidence
-from .hostframe import MOTIF, HostLattice
+from .hostframe import MOTIF, HostLattice, lattice_step
 from .linking import TrackSettings
 from .materials import Material
 from .observations import Observation, foreign_atoms
-from .site_field import SiteField, on_one_site
+from .site_field import SiteField, moved_since, on_one_site
 
 #: A triangle of foreign atoms at most this far from equilateral is whole [deg].
 _EVEN_DEG = 8.0
@@ -323,14 +323,8 @@ class TrackHistory:
         name = str(self.name)
         if not on_one_site(name, self.material):
             return row
-        total = best = 0.0
-        first, last = row, self._last_hop
-        self._last_hop = row.frame
-        for moment, field in reversed(self.past):
-            if last < moment.frame < row.frame:
-                total += field.at(name, end) - field.at(name, start)
-                if total > best:
-                    best, first = total, replace(row, frame=moment.frame, time_s=moment.time_s)
+        moment = moved_since(name, start, end, self.past, after=self._last_hop, before=row.frame)
+        first = row if moment is None else replace(row, frame=moment.frame, time_s=moment.time_s)
         self._last_hop = first.frame
         return first
 
@@ -400,18 +394,6 @@ def _undecided(evidence: Mapping, old: str, new: str) -> bool:
     both = (evidence.get(old, -9.0), evidence.get(new, -9.0))
     third = max((e for n, e in evidence.items() if n not in (old, new)), default=-9.0)
     return abs(both[0] - both[1]) < 1.0 or third > max(both) + 1.0
-
-
-def lattice_step(step: NDArray[np.float64]) -> str:
-    """A displacement in lattice vectors, rounded to the thirds that honeycomb sites differ by.
-
-    >>> lattice_step(np.array([1 / 3, -2 / 3]))
-    '1/3 -2/3'
-    """
-    words = []
-    for thirds in np.round(3 * np.asarray(step)).astype(int):
-        words.append(str(thirds // 3) if thirds % 3 == 0 else f"{thirds}/3")
-    return " ".join(words)
 
 
 __all__ = ["MOTIF", "Change", "Row", "TrackHistory", "lattice_step", "name_evidence"]

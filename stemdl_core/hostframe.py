@@ -180,6 +180,18 @@ def host_lattice(analysis: FrameAnalysis, *, prior: HostLattice | None = None) -
     )
 
 
+def lattice_step(step: NDArray[np.float64]) -> str:
+    """A displacement in lattice vectors, rounded to the thirds that honeycomb sites differ by.
+
+    >>> lattice_step(np.array([1 / 3, -2 / 3]))
+    '1/3 -2/3'
+    """
+    words = []
+    for thirds in np.round(3 * np.asarray(step)).astype(int):
+        words.append(str(thirds // 3) if thirds % 3 == 0 else f"{thirds}/3")
+    return " ".join(words)
+
+
 class SpecimenFrame:
     """Conversion of image positions to positions in the specimen's frame, one frame after another.
 

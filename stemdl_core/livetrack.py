@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +84,16 @@ def weight(seen: Observation) -> float:
     return 0.5 if seen.name == "unknown" else max(seen.names[seen.name], 0.3)
 
 
+def presence(track: LiveTrack) -> float:
+    """Probability that a track is of a real defect, from the readings it has."""
+    return float(1.0 - 0.3 ** max(min(track.evidence, 30.0), 0.1))
+
+
+def time_of(value: float) -> float | None:
+    """A time of the table [s]; None where it is not known."""
+    return None if np.isnan(value) else float(value)
+
+
 @dataclass(frozen=True)
 class Current:
     """A track as the newest frame shows it.
@@ -102,6 +113,21 @@ class Current:
     yx_px: NDArray[np.float64]
     yx_nm: NDArray[np.float64]
     orientation_deg: float
+
+
+def current(tracks: Iterable[LiveTrack], frame: int) -> tuple[Current, ...]:
+    """The real ones of some tracks that were seen in a frame."""
+    return tuple(
+        Current(
+            t.id,
+            t.history.likely_name or "unknown",
+            np.array([t.rows["y_px"][-1], t.rows["x_px"][-1]]),
+            np.array([t.rows["y_nm"][-1], t.rows["x_nm"][-1]]),
+            t.rows["orientation_deg"][-1],
+        )
+        for t in tracks
+        if t.real and t.last_frame == frame
+    )
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .events import Change, Row, TrackHistory
+from .hindsight import look_back, place_at
 from .hostframe import HostLattice
 from .linking import TrackSettings
-from .livetrack import COLUMNS, LiveTrack, Moment, weight
+from .livetrack import COLUMNS, LiveTrack, Moment, presence, time_of, weight
 from .materials import Material
 from .observations import Observation
 from .site_field import Levels, SiteField, on_one_site
@@ -24,12 +25,13 @@ _PATIENCE = 4
 #: What appears up to this good frame was there when the movie began; frames that are searched for the beginning of a
 #: point defect which single frames do not show.
 _GRACE, _LOOK_BACK = 1, 40
-#: How much rarer it is that a point defect appears than that it was there when the movie began [nats].
-_RARE_BIRTH = 7.0
 
 
 class Roster:
     """All tracks of a movie.
+
+    Of tracks that merge, the one with more atoms, of equal ones the older, goes on as the cluster. The others have no
+    place of their own until it splits: each part is then the one that is nearer to where it was before.
 
     Parameters
     ----------
@@ -55,8 +57,8 @@ class Roster:
     @property
     def kinds(self) -> set[str]:
         """Point defects that are known to occur."""
-        names = (t.history.likely_name for t in (*self.live, *self.away) if t.real)
-        return {n for n in names if n is not None and on_one_site(n, self.material)}
+        names = {t.history.likely_name or "" for t in (*self.live, *self.away) if t.real}
+        return {n for n in names if on_one_site(n, self.material)}
 
     def next_frame(self, moment: Moment) -> None:
         """Begin a good frame."""
@@ -195,42 +197,12 @@ class Roster:
         """Give a track its number: it is real."""
         track.real, track.id = True, self._next_id
         self._next_id += 1
-        self._look_back(track)
+        if on_one_site(track.history.likely_name, self.material):
+            look_back(track, self._before, grace=_GRACE)
         if track.born and not track.part_of:
             self._born.append(track)
         saved, track.saved = track.saved, []
         self.report(track, saved)
-
-    def _look_back(self, track: LiveTrack) -> None:
-        """Begin a track in the frame from which on the site of its first reading was what the track is of."""
-        name, place = track.history.likely_name, np.array([track.rows["y_nm"][0], track.rows["x_nm"][0]])
-        if name is None or not on_one_site(name, self.material):
-            return
-        earlier = [(m, f) for m, f in self._before if m.good < track.first]
-        total, best, begins = 0.0, 0.0, len(earlier)
-        for k in range(len(earlier) - 1, -1, -1):
-            total += earlier[k][1].at(name, place)
-            if total > best:
-                best, begins = total, k
-        if earlier and earlier[0][0].good == 0 and total > best - _RARE_BIRTH:
-            begins = 0
-        rows: dict[str, list] = {key: [] for key in COLUMNS}
-        for moment, field in earlier[begins:]:
-            site = field.nearest(name, place)
-            if site is None or site[1] <= 0:
-                continue  # bridged like any frame in which it was overlooked
-            values = {"frame": moment.frame, "time_s": np.nan if moment.time_s is None else moment.time_s,
-                      "seen_as": "", "probability": 0.0}  # fmt: skip
-            values |= dict(zip(("y_px", "x_px", "y_nm", "x_nm"), [*field.yx_px[site[0]], *field.yx_nm[site[0]]]))
-            for key in COLUMNS:
-                rows[key].append(values.get(key, np.nan))
-        if not rows["frame"]:
-            return
-        for key in COLUMNS:
-            track.rows[key] = rows[key] + track.rows[key]
-        track.names = [name] * len(rows["frame"]) + track.names
-        track.first = next(m.good for m, _ in earlier if m.frame == rows["frame"][0])
-        track.born = track.born and begins > 0 and track.first > _GRACE
 
     def miss(self, track: LiveTrack, *, visible: bool) -> None:
         """Note that a track was not found, though it may be `visible`."""
@@ -364,8 +336,8 @@ class Roster:
                         (track.id,),
                         "",
                         self._first_name(track),
-                        _time(track.rows["time_s"][0]),
-                        confidence=self._presence(track),
+                        time_of(track.rows["time_s"][0]),
+                        confidence=presence(track),
                         where=track.entered,
                     )
                 )
@@ -387,7 +359,7 @@ class Roster:
                         track.history.likely_name or "unknown",
                         "",
                         track.lost_at[1],
-                        confidence=self._presence(track),
+                        confidence=presence(track),
                         where=where,
                     )
                 )
@@ -416,20 +388,12 @@ class Roster:
         return list(every.values())
 
     def place(self, event: Event) -> NDArray[np.float64] | None:
-        """Where in the specimen's frame an event happened [nm]: between the readings around it."""
+        """Where in the specimen's frame an event happened [nm]."""
         track = next((t for t in [*self.live, *self.done, *self.away] if t.id == event.track_ids[0]), None)
-        if track is None:
-            return None
-        k = bisect.bisect_left(track.rows["frame"], event.frame)
-        near = slice(max(k - 2, 0), k + 2)
-        return np.mean([track.rows["y_nm"][near], track.rows["x_nm"][near]], axis=1)
+        return None if track is None else place_at(track, event.frame)
 
     def _first_name(self, track: LiveTrack) -> str:
         return (track.names + track.history.outlook())[0]
-
-    def _presence(self, track: LiveTrack) -> float:
-        """Probability that a track is of a real defect, from the readings it has."""
-        return float(1.0 - 0.3 ** max(min(track.evidence, 30.0), 0.1))
 
     def _has_neighbour(self, track: LiveTrack) -> bool:
         return any(
@@ -439,7 +403,3 @@ class Roster:
             and np.linalg.norm(o.where - track.where) < self.settings.merge_range_nm
             for o in self.live
         )
-
-
-def _time(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -321,3 +322,37 @@ def _gaps(analysis: FrameAnalysis, lattice: HostLattice, yx_nm: NDArray[np.float
         crowd = np.array([len(n) for n in cKDTree(gaps).query_ball_point(gaps, 3.5 * bond)])
         gaps = gaps[crowd <= 3]
     return gaps
+
+
+def moved_since(
+    name: str,
+    start_nm: NDArray[np.float64],
+    end_nm: NDArray[np.float64],
+    past: Sequence[tuple[Any, SiteField]],
+    *,
+    after: int,
+    before: int,
+) -> Any:
+    """The frame from which on the sites show a point defect at its new place, though it was read there later.
+
+    Parameters
+    ----------
+    name : str
+    start_nm, end_nm : (2,) float64
+        Its places [nm].
+    past : sequence of (moment, SiteField)
+        Good frames and what their sites say, in order.
+    after, before : int
+        Frames between which to look, both excluded.
+
+    Returns
+    -------
+    moment or None
+    """
+    total, best, first = 0.0, 0.0, None
+    for moment, sites in reversed(past):
+        if after < moment.frame < before:
+            total += sites.at(name, end_nm) - sites.at(name, start_nm)
+            if total > best:
+                best, first = total, moment
+    return first

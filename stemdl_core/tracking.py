@@ -18,7 +18,7 @@ from .frames import Frame
 from .halfway import KINDS, PATIENCE, HalfWay
 from .hostframe import HostLattice, SpecimenFrame, host_lattice
 from .linking import Linked, Target, TrackSettings, birth_costs, chemistry_costs, link
-from .livetrack import Current, Update
+from .livetrack import Current, Update, current
 from .materials import Material, get_material
 from .observations import Observation, observe
 from .roster import COLUMNS, LiveTrack, Moment, Roster
@@ -171,8 +171,8 @@ class Tracker:
         roster.retire()
         roster.settle(final=False)
         self._judge(roster, before=analysis.frame - PATIENCE)
-        current = self._current(analysis.frame)
-        return Update(analysis.frame, self._specimen.drift_nm.copy(), current, tuple(roster.events[told:]))
+        shown = current(roster.live, analysis.frame)
+        return Update(analysis.frame, self._specimen.drift_nm.copy(), shown, tuple(roster.events[told:]))
 
     def _judge(self, roster: Roster, *, before: int | None = None) -> None:
         """See which events happened inside a frame, when enough frames have come after them."""
@@ -313,19 +313,6 @@ class Tracker:
         return "inside"
 
     # ----------------------------------------------------------------- output
-
-    def _current(self, frame: int) -> tuple[Current, ...]:
-        return tuple(
-            Current(
-                t.id,
-                t.history.likely_name or "unknown",
-                np.array([t.rows["y_px"][-1], t.rows["x_px"][-1]]),
-                np.array([t.rows["y_nm"][-1], t.rows["x_nm"][-1]]),
-                t.rows["orientation_deg"][-1],
-            )
-            for t in (self._roster.live if self._roster is not None else ())
-            if t.real and t.last_frame == frame
-        )
 
     def tracks(self) -> Tracks:
         """Trajectories and events up to now, as if the movie ended here; the tracker goes on unchanged."""

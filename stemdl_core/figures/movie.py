@@ -71,7 +71,7 @@ def track_picture(frame: Frame, tracks: Tracks) -> NDArray[np.uint8]:
             textcoords="offset points",
             ha="left" if right else "right",
             fontweight="bold",
-            bbox={"facecolor": "#000000", "alpha": 0.45, "edgecolor": "none", "pad": 1.0},
+            bbox={"facecolor": "#000000", "alpha": 0.75, "edgecolor": "none", "pad": 1.0},
         )
     stamp = f"frame {frame.index}" + ("" if frame.time_s is None else f"   {frame.time_s:.2f} s")
     page.text(

@@ -138,6 +138,9 @@ def _draw_positions(axes: Axes, tracks: Tracks, ids: NDArray[np.int64], clock: _
         rows = np.flatnonzero(tracks.track_id == track_id)
         yx = 1e3 * (tracks.yx_nm[rows] - np.median(tracks.yx_nm[rows[:5]], axis=0))
         color, when = TRACK_COLORS[k % len(TRACK_COLORS)], clock(tracks.frame[rows])
+        # No line through frames in which it was part of another defect or out of view.
+        gaps = np.flatnonzero(np.diff(tracks.frame[rows]) > 1) + 1
+        when, yx = np.insert(when, gaps, np.nan), np.insert(yx, gaps, np.nan, axis=0)
         axes.plot(when, yx[:, 1], "-", color=color, linewidth=1.0)
         axes.plot(when, yx[:, 0], "--", color=color, linewidth=1.0)
         handles.append(Line2D([], [], color=color, label=f"#{track_id}"))
