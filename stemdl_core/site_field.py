@@ -12,7 +12,7 @@ S. J. Davey, M. G. Rutten, B. Cheung, EURASIP J. Adv. Signal Process. 2008, 4280
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -198,8 +198,14 @@ class SiteField:
             result.append(seen)
         return result
 
-    def offered(self, kinds: Iterable[str], found: Sequence[Observation]) -> list[Observation]:
-        """Sites that may be one of the `kinds`, apart from what was `found`, likely ones first."""
+    def offered(
+        self, kinds: Mapping[str, Sequence[NDArray[np.float64]]], found: Sequence[Observation], reach_nm: float
+    ) -> list[Observation]:
+        """Sites that may be one of the `kinds`, apart from what was `found`.
+
+        Where there are many, those within reach of the places (in the image) where one is expected go first, then
+        the likely ones.
+        """
         material = self.levels.material
         apart = _DISTURBED_NM if material.kind == "honeycomb" else _SAME * material.bond_nm
         result = []
@@ -208,7 +214,11 @@ class SiteField:
             with np.errstate(invalid="ignore"):
                 ids = np.flatnonzero(ratio > LEAST)
             known = np.array([o.yx_nm for o in found if o.name == kind or material.kind == "honeycomb"]).reshape(-1, 2)
-            for k in ids[np.argsort(-ratio[ids], kind="stable")][:_OFFERED]:
+            rank, most = -ratio[ids], _OFFERED
+            if len(ids) > most and len(kinds[kind]):
+                near = cKDTree(np.array(kinds[kind])).query(self.yx_nm[ids])[0] < reach_nm
+                rank, most = np.where(near, rank - 2 * _MOST, rank), min(most + int(near.sum()), 5 * _OFFERED)
+            for k in ids[np.argsort(rank, kind="stable")][:most]:
                 if len(known) and np.linalg.norm(known - self.yx_nm[k], axis=1).min() < apart:
                     continue
                 chance = float(1.0 / (1.0 + np.exp(2.0 - ratio[k])))

@@ -131,8 +131,12 @@ class Tracker:
         field = site_field(analysis, lattice, roster.levels)
         certain = field.weighed(observe(analysis))
         # Point defects of the frames before may be among the faint or bright atoms of this one.
-        expected = {t.history.likely_name or "" for t in roster.live} | roster.kinds
-        found = certain + field.offered((k for k in expected if on_one_site(k, material)), certain)
+        expected: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in roster.kinds}
+        ahead = self._specimen.drift_nm + self._specimen.step_nm - aside
+        for one in roster.live:
+            if on_one_site(one.history.likely_name, material):
+                expected.setdefault(str(one.history.likely_name), []).append(one.where + ahead)
+        found = certain + field.offered(expected, certain, self.settings.search_range_nm)
         found = [replace(s, yx_nm=s.yx_nm + aside) for s in found]
         if lattice is not None:
             lattice = replace(lattice, origin_nm=lattice.origin_nm + aside)

@@ -7,9 +7,11 @@ from dataclasses import replace
 import movie_scenes as scenes
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from synthetic_movies import Movie, smooth_drift
 
 from stemdl_core.analysis import FrameAnalysis
+from stemdl_core.bench_movies import oracle_analysis
 from stemdl_core.calibration import PixelSize
 from stemdl_core.errors import StemdlError
 from stemdl_core.figures import event_strips, timeline
@@ -85,6 +87,61 @@ def test_an_interrupted_run_continues_with_the_same_result(rng, tmp_path):
     assert tracks.events.to_dataframe().equals(whole.events.to_dataframe())
     assert tracks.faults == whole.faults
     assert list(tmp_path.iterdir()) == []  # the journal is gone when the movie is done
+
+
+def test_an_interrupted_run_continues_in_several_processes(rng, tmp_path):
+    known = Known(rng)
+    whole_lines, movies = zip(*follow_movie(known.sequence, known.analyze))
+    whole = movies[-1].tracker.tracks()
+    path, identity = unfinished(tmp_path / "out"), movie_identity(known.sequence, model="a")
+
+    def run_until(stop: int) -> None:
+        with kept_when_interrupted(path, identity) as journal:
+            for number, _ in enumerate(follow_movie(known.sequence, known.analyze, journal=journal, workers=2)):
+                if number == stop:
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_until(9)
+    with kept_when_interrupted(path, identity) as journal:
+        assert journal.count == 10
+        lines, movies = zip(*follow_movie(known.sequence, known.analyze, journal=journal, workers=2))
+    assert lines == whole_lines
+    assert movies[-1].tracker.tracks().details().equals(whole.details())
+    assert movies[-1].tracker.tracks().events.to_dataframe().equals(whole.events.to_dataframe())
+
+
+def _spoilt(image: np.ndarray, before: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    late = image.copy()
+    late[len(image) // 2 :] = 0.0
+    return {
+        "black": 0.001 * image,
+        "saturated": np.minimum(image, np.quantile(image, 0.6)),
+        "half-scanned": late,
+        "duplicate": before,
+        "different size": image[: len(image) // 2],
+        "out of focus": gaussian_filter(image, 12) + rng.normal(0, image.std(), image.shape).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("kind", ["black", "saturated", "half-scanned", "duplicate", "different size", "out of focus"])
+def test_a_bad_frame_is_reported_and_bridged_and_breaks_no_track(kind, rng):
+    taken = MovieConditions(fov_nm=2.2, size_px=192)
+    movie = simulate_movie("rotor", frames=12, rate=0.0, rng=np.random.default_rng(4), taken=taken)
+    tracker = MovieTracker(lambda frame: oracle_analysis(movie, frame.index, rng=rng))
+    for index in range(len(movie)):
+        frame = movie.frame(index)
+        if index == 6:
+            image = _spoilt(frame.image, movie.frame(5).image, rng)[kind]
+            frame = Frame(image, frame.pixel_size, index=index, time_s=frame.time_s)
+        tracker.update(frame)
+    tracks = tracker.tracks()
+    (fault,) = tracks.faults
+    assert fault[0] == 6
+    assert fault[1].startswith(kind)
+    assert len(tracks.events) == 0
+    assert tracks.ids.tolist() == [1]
+    assert tracks.frame.tolist() == [n for n in range(12) if n != 6]
 
 
 def test_another_movie_or_model_starts_anew(rng, tmp_path):
