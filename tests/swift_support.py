@@ -118,6 +118,7 @@ def application(*, analyze: Callable[..., Any] | None = None, small_pictures: bo
             patch.chdir(tmp_path)
             if analyze is not None:
                 patch.setattr(engine, "analyze", analyze)
+            patch.setattr(live, "_TABLE_S", 0.0)  # a test reads the tables at once
             if small_pictures:
                 patch.setattr(overlay, "TARGET_PX", 128)
             engine.recent.clear()

@@ -80,6 +80,32 @@ def test_other_channels_and_partial_or_aborted_frames_are_ignored(scan):
         live.stop_all()
 
 
+def test_tables_follow_less_often_than_the_overlay_and_end_with_the_last_frame(scan, monkeypatch):
+    monkeypatch.setattr(live, "_TABLE_S", 0.2)
+    with swift() as dc:
+        item = live_image(dc)
+        press(dc)
+        running = live.find(item)
+        table = running.table
+
+        def atoms():
+            return table.metadata["stemdl"]["atoms"]
+
+        scan.finish(image_with((20, 30)), 1)
+        wait_for(lambda: running.status.analysed == 1, dc)
+        assert atoms() == 4, "the first at once"
+        scan.finish(image_with((20, 30), (40, 20)), 2)
+        wait_for(lambda: running.status.analysed == 2, dc)
+        wait_for(lambda: atoms() == 8, dc, seconds=20)
+        monkeypatch.setattr(live, "_TABLE_S", 100.0)
+        scan.finish(image_with(), 3)
+        wait_for(lambda: running.status.analysed == 3, dc)
+        assert atoms() == 8
+        running.close()
+        assert atoms() == 0
+        live.stop_all()
+
+
 def test_newest_frame_wins_and_every_frame_is_accounted_for(scan, monkeypatch):
     proceed = threading.Semaphore(0)
     analysed = []

@@ -31,6 +31,8 @@ if typing.TYPE_CHECKING:
 _ = gettext.gettext
 
 
+#: The tables are filled at most this often [s]: nobody reads faster, and Swift draws each of them anew.
+_TABLE_S = 0.4
 #: Freed memory is returned to the system this often.
 _FRAMES_BETWEEN_TRIMS = 50
 
@@ -168,6 +170,9 @@ class LiveAnnotation:
         self.__closed = False
         self.__follower_error = ""
         self.__seen = self.__dropped = self.__analysed = 0
+        self.__unlisted: computations.Results | None = None
+        self.__later: typing.Any = None
+        self.__listed_s = -1e9
         self.__thread = threading.Thread(target=self.__work, name="stemdl-live", daemon=True)
         self.__thread.start()
         self.__unwritten = publish.Unwritten((overlay, table, defect_table))
@@ -194,6 +199,7 @@ class LiveAnnotation:
     def close(self) -> None:
         """Stop; the results stay. On the main thread."""
         if not self.__closed:
+            self.__list()
             publish.date((self.overlay, self.table, self.defect_table))
             self.__end()
 
@@ -204,6 +210,9 @@ class LiveAnnotation:
         for listener in self.__end_listeners:
             listener.close()
         self.__listener, self.__end_listeners = typing.cast(typing.Any, None), []
+        if self.__later is not None:
+            self.__later.cancel()
+        self.__later = self.__unlisted = None
         if self.__collector is not None:
             self.__collector.close()
         with self.__condition:
@@ -325,9 +334,12 @@ class LiveAnnotation:
         if contents is not None and not (self.overlay._closed or self.table._closed):
             publish.put(self.overlay, contents.overlay, keep_date=True)
             shown_s = time.perf_counter()
-            publish.put(self.table, contents.table, keep_date=True)
-            if self.defect_table is not None and not self.defect_table._closed:
-                publish.put(self.defect_table, contents.defect_table, keep_date=True)
+            self.__unlisted = contents
+            wait_s = self.__listed_s + _TABLE_S - shown_s
+            if wait_s <= 0:
+                self.__list()
+            elif self.__later is None:
+                self.__later = self.__event_loop.call_later(wait_s, self.__list)
             display_item = computations.display_item_of(self.source)
             if display_item is not None:
                 marks.update_marks(
@@ -340,6 +352,18 @@ class LiveAnnotation:
         self.status = LiveStatus(seen, self.__analysed, dropped, result.frame.index,
                                  shown_s - result.frame.arrived_s, error)  # fmt: skip
         self.status_changed_event.fire()
+
+
+    def __list(self) -> None:
+        """Put the newest result into the tables."""
+        if self.__later is not None:
+            self.__later.cancel()
+        self.__later, contents, self.__unlisted = None, self.__unlisted, None
+        self.__listed_s = time.perf_counter()
+        if contents is not None and not self.table._closed:
+            publish.put(self.table, contents.table, keep_date=True)
+            if self.defect_table is not None and not self.defect_table._closed:
+                publish.put(self.defect_table, contents.defect_table, keep_date=True)
 
 
 _running: list[LiveAnnotation] = []
