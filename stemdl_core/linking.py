@@ -16,6 +16,9 @@ from scipy.optimize import linear_sum_assignment
 _FORBIDDEN = 1e6
 #: Cost of a defect that was taken for a host atom [nats]; within this distance a defect rests where it was [nm].
 _OVERLOOKED, _REST_NM = 1.2, 0.08
+#: What speaks against going on with a track that may be noise: in a frame that was changed half-way a defect is seen at
+#: both of its places, and the old one moved rather than died beside a new one [nats].
+_DOUBTFUL = 1.8
 #: Evidence from which a site is taken for a defect that has moved there, or for one not yet certain [nats].
 FIRM = 2.5
 
@@ -163,7 +166,7 @@ def chemistry_costs(
             table[i, j] += 0.8 * (1.0 - min(names[j].get(target.name, 0.0), 1.0))
             # The larger, and of equal ones the older, of two tracks that merge goes on.
             atoms = sum(target.foreign.values())
-            table[i, j] += (0.0 if target.real else 1.0) - 0.2 * min(atoms, 5)
+            table[i, j] += (0.0 if target.real else _DOUBTFUL) - 0.2 * min(atoms, 5)
             if atoms < sum(foreign[j].values()):
                 table[i, j] += 0.4 * min(i, 5)
     return table
