@@ -6,6 +6,7 @@ fast the specimen drifted all the time, and where it was when a defect was seen 
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -130,6 +131,16 @@ def corrected(
         # What was a step of the drift was no hop.
         events = [e for e in events if e.kind != "hop" or float(np.linalg.norm(e.step_nm)) > _NO_HOP_NM]
     return shown, events
+
+
+def stayed(rows: dict[str, list[Any]], frame: int) -> bool:
+    """Whether a track is at the same place before and from a frame on, after corrections."""
+    at = bisect.bisect_left(rows["frame"], frame)
+    yx = np.stack([rows["y_nm"], rows["x_nm"]], axis=1)
+    before, after = yx[max(at - 3, 0) : at], yx[at : at + 3]
+    if not len(before) or not len(after):
+        return False
+    return float(np.linalg.norm(np.median(after, axis=0) - np.median(before, axis=0))) < _NO_HOP_NM
 
 
 def _other_hop(event: Event, one: Correction) -> Event:

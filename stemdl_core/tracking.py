@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .analysis import FrameAnalysis
-from .branches import corrected, find_corrections, settle_blind, straightened
+from .branches import corrected, find_corrections, settle_blind, stayed, straightened
 from .bridging import Shown, bridge, put_right
 from .errors import StemdlError
 from .frames import Frame
@@ -340,10 +340,14 @@ class Tracker:
             basis = self._specimen.reference.basis_nm
             self._shown = settle_blind(self._shown, basis)
             columns = [t.rows for t in every]
-            for track in every:
-                put_right(track.rows, self._shown, {r.frame: place for r, place in track.history.elsewhere})
+            for one in every:
+                put_right(one.rows, self._shown, {r.frame: place for r, place in one.history.elsewhere})
             wrong = find_corrections(self._shown, basis, columns)
             self._shown, events = corrected(wrong, self._shown, columns, events)
+            if wrong:
+                # A defect that was out of sight when the branch changed seemed to have hopped when it came back.
+                rows_of = {t.id: t.rows for t in every}
+                events = [e for e in events if e.kind != "hop" or not stayed(rows_of[e.track_ids[0]], e.frame)]
         shown = {s.frame: s for s in self._shown}
         order = {s.frame: k for k, s in enumerate(self._shown)}
         for track in every:
