@@ -55,8 +55,8 @@ class MovieScore:
         Sum of squared drift errors (both axes), frames, and steps to another branch of the lattice.
     angles_deg : tuple of float
         Errors of rotor angles in frames without a change inside.
-    half_way, flagged : int
-        Changes half-way through a frame, and those of them that were reported as such.
+    half_way, flagged, flagged_wrongly : int
+        Changes half-way through a frame, those of them that were reported as such, and other changes that were.
     """
 
     hits: int = 0
@@ -73,6 +73,7 @@ class MovieScore:
     angles_deg: tuple[float, ...] = ()
     half_way: int = 0
     flagged: int = 0
+    flagged_wrongly: int = 0
 
     def __add__(self, other: MovieScore) -> MovieScore:
         return MovieScore(*(getattr(self, k) + getattr(other, k) for k in self.__dataclass_fields__))
@@ -93,6 +94,7 @@ class MovieScore:
             "branch_jumps": self.branch_jumps,
             "angle_error_deg": float(np.median(self.angles_deg)) if self.angles_deg else float("nan"),
             "half_way_flagged": part(self.flagged, self.half_way),
+            "flagged_wrongly": self.flagged_wrongly,
         }
 
 
@@ -120,6 +122,7 @@ def score_movie(movie: SimulatedMovie, tracks: Tracks) -> MovieScore:
         _angle_errors(movie, tracks),
         len(halves),
         sum(found.mid_frame for event, found in pairs if event.half),
+        sum(found.mid_frame for event, found in pairs if not event.half),
     )
 
 

@@ -330,8 +330,7 @@ class Tracker:
             self._analyze = analyze
 
     def _finish(self) -> Tracks:
-        every: list[LiveTrack] = []
-        events: list[Event] = []
+        every, events = list[LiveTrack](), list[Event]()
         if self._roster is not None:
             every, events = self._roster.finish(), self._roster.events
             self._judge(self._roster)
@@ -346,8 +345,8 @@ class Tracker:
             self._shown, events = corrected(wrong, self._shown, columns, events)
             if wrong:
                 # A defect that was out of sight when the branch changed seemed to have hopped when it came back.
-                rows_of = {t.id: t.rows for t in every}
-                events = [e for e in events if e.kind != "hop" or not stayed(rows_of[e.track_ids[0]], e.frame)]
+                at_rest = {(t.id, e.frame) for t in every for e in events if stayed(t.rows, e.frame)}
+                events = [e for e in events if e.kind != "hop" or (e.track_ids[0], e.frame) not in at_rest]
         shown = {s.frame: s for s in self._shown}
         order = {s.frame: k for k, s in enumerate(self._shown)}
         for track in every:
