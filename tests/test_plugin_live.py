@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -104,6 +105,23 @@ def test_tables_follow_less_often_than_the_overlay_and_end_with_the_last_frame(s
         running.close()
         assert atoms() == 0
         live.stop_all()
+
+
+def test_the_network_leaves_half_of_the_cores_to_swift_while_live():
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(64)
+    try:
+        first, second = engine.HalfTheCores(), engine.HalfTheCores()
+        half = max(1, (os.cpu_count() or 2) // 2)
+        assert torch.get_num_threads() == half
+        first.close()
+        first.close()
+        assert torch.get_num_threads() == half
+        second.close()
+        assert torch.get_num_threads() == 64
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_newest_frame_wins_and_every_frame_is_accounted_for(scan, monkeypatch):

@@ -30,7 +30,7 @@ _ = gettext.gettext
 MOST_POINTS = 40
 _POINT_ID = "stemdl.atom."
 #: Atoms within this distance of the chosen defect are offered [nm]; a smaller shift is a shaky hand [nm].
-_AROUND_NM, _SHAKY_NM = 0.55, 0.008
+_AROUND_NM, _SHAKY_NM = 0.45, 0.008
 _POINT_COLOUR = "#7CFC9A"
 
 

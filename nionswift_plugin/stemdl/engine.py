@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import sys
 import threading
 import typing
 import zlib
@@ -90,6 +92,38 @@ def analyze(frame: Frame, *, model: str, dopant: str) -> FrameAnalysis:
     from stemdl_core.pipeline import analyze_frame
 
     return with_users_names(analyze_frame(frame, loaded, dopant=dopant or None))
+
+
+class HalfTheCores:
+    """Lets the network run on half of the cores while a scan is running: Swift draws with the others.
+
+    Threads that wait for a core keep all the others of the network waiting: on a busy machine, more of them
+    are slower than one. Made after the first analysis, which loads the network code.
+    """
+
+    _holders: typing.ClassVar[int] = 0
+    _before: typing.ClassVar[int] = 0
+    _lock: typing.ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self) -> None:
+        self.__torch = sys.modules.get("torch")
+        if self.__torch is None:
+            return
+        with HalfTheCores._lock:
+            if not HalfTheCores._holders:
+                HalfTheCores._before = self.__torch.get_num_threads()
+            HalfTheCores._holders += 1
+            self.__torch.set_num_threads(max(1, min(HalfTheCores._before, (os.cpu_count() or 2) // 2)))
+
+    def close(self) -> None:
+        """All of them again, when no other scan is annotated."""
+        torch, self.__torch = self.__torch, None
+        if torch is None:
+            return
+        with HalfTheCores._lock:
+            HalfTheCores._holders -= 1
+            if not HalfTheCores._holders:
+                torch.set_num_threads(HalfTheCores._before)
 
 
 class _Recent:

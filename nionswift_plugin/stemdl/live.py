@@ -20,6 +20,9 @@ from nion.data import DataAndMetadata
 from nion.utils import Event
 
 from . import adapters, computations, engine, marks, publish
+from .live_status import Follower as Follower
+from .live_status import LiveFrame as LiveFrame
+from .live_status import LiveStatus as LiveStatus
 
 if typing.TYPE_CHECKING:
     from nion.swift import DocumentController
@@ -35,75 +38,6 @@ _ = gettext.gettext
 _TABLE_S = 0.4
 #: Freed memory is returned to the system this often.
 _FRAMES_BETWEEN_TRIMS = 50
-
-
-@dataclass(frozen=True)
-class LiveStatus:
-    """How a live annotation is doing.
-
-    Parameters
-    ----------
-    seen, analysed, dropped : int
-        Complete frames that came, those whose result was shown, and those that a newer one overtook. The
-        rest is on its way.
-    frame_index : int
-        The scan's own number of the frame that is shown.
-    age_s : float
-        From the end of that frame to its overlay [s].
-    error : str
-        One line where the newest frame could not be analysed.
-    """
-
-    seen: int = 0
-    analysed: int = 0
-    dropped: int = 0
-    frame_index: int = 0
-    age_s: float = 0.0
-    error: str = ""
-
-    def __str__(self) -> str:
-        if self.error:
-            return self.error
-        if not self.seen:
-            return _("Live: waiting for a complete frame of the scan")
-        return _("Live: frame {}, {:.0f} ms, {} dropped").format(
-            self.frame_index, 1e3 * self.age_s, self.dropped
-        )
-
-
-@dataclass(frozen=True)
-class LiveFrame:
-    """A complete frame of a scan.
-
-    Parameters
-    ----------
-    xdata
-        Image with calibrations and metadata, a copy of its own.
-    number : int
-        How many complete frames came before it since the annotation began: never goes back.
-    index : int
-        The scan's own number.
-    arrived_s : float
-        When it was complete, on the clock of `time.perf_counter` [s].
-    """
-
-    xdata: DataAndMetadata.DataAndMetadata
-    number: int
-    index: int
-    arrived_s: float
-
-
-class Follower(typing.Protocol):
-    """What may be attached to a live annotation, such as tracking or steering."""
-
-    def frame_analysed(self, frame: LiveFrame, image: Image, analysis: FrameAnalysis) -> None:
-        """Called on the worker thread, once a frame, after its overlay has been handed on."""
-
-    def show(self) -> None:
-        """Called on the main thread after each frame: puts results into data items, computes nothing."""
-
-    def close(self) -> None:
-        """The annotation has ended."""
 
 
 @dataclass(frozen=True)
@@ -259,31 +193,40 @@ class LiveAnnotation:
             self.__condition.notify()
 
     def __work(self) -> None:
-        while True:
-            with self.__condition:
-                self.__condition.wait_for(lambda: self.__closed or self.__newest is not None)
-                if self.__closed:
-                    return
-                frame, self.__newest = self.__newest, None
-            assert frame is not None
-            image, result = self.__analyse(frame)
-            if image is not None and result.contents is not None:
-                self.latest = image, result.contents.analysis
-            with self.__condition:
-                # One finished result at most waits for the main thread: the display never lags by more than
-                # one.
-                self.__condition.wait_for(lambda: self.__closed or self.__result is None)
-                if self.__closed:
-                    return
-                self.__result = result
-            try:
-                self.__event_loop.call_soon_threadsafe(self.__publish)
-            except RuntimeError:  # the window has closed meanwhile
+        cores: engine.HalfTheCores | None = None
+        try:
+            while not self.__closed:
+                self.__next_frame()
+                cores = cores or engine.HalfTheCores()
+        finally:
+            if cores is not None:
+                cores.close()
+
+    def __next_frame(self) -> None:
+        with self.__condition:
+            self.__condition.wait_for(lambda: self.__closed or self.__newest is not None)
+            if self.__closed:
                 return
-            if image is not None and result.contents is not None and self.followers:
-                self.__hand_on(frame, image, result.contents.analysis)
-            if frame.number % _FRAMES_BETWEEN_TRIMS == _FRAMES_BETWEEN_TRIMS - 1:
-                publish.give_back_memory()
+            frame, self.__newest = self.__newest, None
+        assert frame is not None
+        image, result = self.__analyse(frame)
+        if image is not None and result.contents is not None:
+            self.latest = image, result.contents.analysis
+        with self.__condition:
+            # One finished result at most waits for the main thread: the display never lags by more than
+            # one.
+            self.__condition.wait_for(lambda: self.__closed or self.__result is None)
+            if self.__closed:
+                return
+            self.__result = result
+        try:
+            self.__event_loop.call_soon_threadsafe(self.__publish)
+        except RuntimeError:  # the window has closed meanwhile
+            return
+        if image is not None and result.contents is not None and self.followers:
+            self.__hand_on(frame, image, result.contents.analysis)
+        if frame.number % _FRAMES_BETWEEN_TRIMS == _FRAMES_BETWEEN_TRIMS - 1:
+            publish.give_back_memory()
 
     def __hand_on(self, frame: LiveFrame, image: Image, analysis: FrameAnalysis) -> None:
         # After the overlay is on its way: what the followers take does not delay what the user sees.
