@@ -28,6 +28,8 @@ PATIENCE = 9
 #: How much better a change on the way has to be than none [nats]: lines on which it may have happened are many.
 #: Less of it is enough where the atoms of that frame showed both states; with even less they were wrong.
 _GAIN, _DENIED = 8.0, 3.0
+#: Least part of what a frame gains that was changed in the middle of the defect.
+_PART = 0.2
 #: Width over which pictures are smoothed [nm], and where they differ clearly, in standard deviations.
 _PROBE_NM, _CLEAR = 0.03, 3.5
 #: Images kept, at most this many and this much memory [bytes], but at least the third.
@@ -76,10 +78,12 @@ class HalfWay:
         mine = [e.frame for e in every if e is not event and set(e.track_ids) & set(event.track_ids)]
         before = max((f for f in mine if f <= event.frame), default=-1)
         after = min((f for f in mine if f > event.frame), default=None)
+        # An event that is known to be half-way is in that frame's place already.
+        first = event.frame if event.mid_frame else event.frame - 1
         gains = [
             (gain, kept)
             for kept in self._kept
-            if event.frame - 1 <= kept.frame <= event.frame and kept.frame > before
+            if first <= kept.frame <= first + 1 and kept.frame > before
             for gain in [self._gain(kept, place_nm, before, after)]
             if gain is not None
         ]
@@ -130,12 +134,15 @@ class HalfWay:
             return 0.0
         half = 0.5 * (change * weight).sum(axis=1)
         scatter = [float(((lines(p) - sign * half) ** 2).sum()) for side, sign in ((old, -1), (new, 1)) for p in side]
-        line = lines(picture) / max(float(np.mean(scatter)) / expected, 1.0)
+        trust = 1.0 / max(float(np.mean(scatter)) / expected, 1.0)
+        line = trust * lines(picture)
         # In favour of the old state above, of the new one below.
         above = np.concatenate([[0.0], np.cumsum(-line)])
         below = np.concatenate([np.cumsum(line[::-1])[::-1], [0.0]])
         cut = int((above + below).argmax())
-        return float(min(above[cut], below[cut]))
+        gain = float(min(above[cut], below[cut]))
+        # What pictures err in (shear, focus) grows with what they differ by; half of a frame shows half of that.
+        return gain if gain > _PART * trust * expected / 4 else 0.0
 
 
 def _window(kept: _Kept, place: NDArray[np.float64]) -> tuple[slice, slice] | None:
