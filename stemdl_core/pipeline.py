@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .analysis import FrameAnalysis
+from .brightness import off_the_sheet
 from .calibration import PixelSize
+from .completion import complete, faint
 from .defects import find_defects
 from .errors import ModelError
 from .foreign import foreign_sites
@@ -19,14 +21,14 @@ from .infer import probability_maps
 from .lattice import check_scale, scale_from_map
 from .materials import Material, element, get_material
 from .mx2 import alloy_fractions, empty_columns
-from .peaks import Peaks, atom_map, find_peaks, in_mask, masked_area, near_border, scores
+from .peaks import atom_map, find_peaks, in_mask, masked_area, near_border, scores
 from .plausibility import judge
-from .preprocess import Mended, from_model_px, mend, model_shape, resample, standardise
+from .preprocess import Mended, from_model_px, mend, model_shape, resample, standardise, to_model_px
 from .refine import Refined, refine_sites
 from .repair import reconsider, revised
 from .sites import Sites
 from .threads import one_blas_thread
-from .weights import Model, ModelCard
+from .weights import Model
 
 #: In a one-element host, a site that the network doubts and whose intensity is measurably below this part of the
 #: median is no atom: the network completes the lattice over a vacancy.
@@ -35,6 +37,8 @@ FAINTEST, CERTAIN = 0.5, 0.98
 WORST_MISFIT = 20.0
 #: Error of the pixel size from which the network looks again at the right one.
 RESCALE = 0.01
+#: Rounding may put what lies on the very border this far beyond it [px].
+BORDER = 1e-6
 
 
 @dataclass(frozen=True)
@@ -109,33 +113,45 @@ def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> De
     pixel_size, fit, warnings = check_scale(mended.image, material, frame.pixel_size)
     shape = frame.shape
 
-    def look(pixel_nm: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        maps = probability_maps(model, standardise(resample(mended.image, model_shape(shape, pixel_nm,
-                                                                                      card.pixel_size_nm))))
-        return maps, masked_area(card, maps)
+    def look(pixel_nm: float) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        coarse = resample(mended.image, model_shape(shape, pixel_nm, card.pixel_size_nm))
+        maps = probability_maps(model, standardise(coarse))
+        return coarse, maps, masked_area(card, maps)
 
-    maps, mask = look(pixel_size.nm)
+    coarse, maps, mask = look(pixel_size.nm)
+    fitted_on = None
     if fit is None:
         # Too faint for the image's spectrum; the atoms that the network finds may still form one lattice.
-        used = pixel_size.nm
+        used, fitted_on = pixel_size.nm, mask.shape
         pixel_size, fit, warnings = scale_from_map(np.where(mask, 0, atom_map(card, maps)), material=material,
                                                    map_pixel_nm=card.pixel_size_nm, nominal=pixel_size)
         if abs(pixel_size.nm / used - 1) > RESCALE:
-            maps, mask = look(pixel_size.nm)
+            coarse, maps, mask = look(pixel_size.nm)
     small = mask.shape
     peaks = find_peaks(card, maps)
     keep = ~in_mask(mask, peaks.yx_px)
     start = from_model_px(peaks.yx_px[keep], shape, small)
-    inside = ((start >= -0.5) & (start <= np.asarray(shape) - 0.5)).all(axis=1)
+    inside = ((start > -0.5 - BORDER) & (start < np.asarray(shape) - 0.5 + BORDER)).all(axis=1)
     keep[np.flatnonzero(keep)[~inside]] = False
-    start = start[inside]
-    dopant_class = peaks.dopant[keep]
+    start, which, score = start[inside], np.flatnonzero(keep), scores(card, peaks.response[keep])
+    if fit is not None and faint(score):
+        nodes = fit.nodes(shape)[0] if fitted_on is None else from_model_px(fit.nodes(fitted_on)[0], shape, fitted_on)
+        done = complete(start, score, peaks.dopant[keep], nodes[~in_mask(mask, to_model_px(nodes, shape, small))],
+                        bond_px=material.bond_nm / pixel_size.nm,
+                        holes_px=from_model_px(peaks.vacancies_px, shape, small))
+        start, score, which = done.yx_px, done.score, np.where(done.origin >= 0, which[done.origin], -1)
+    dopant_class = (which >= 0) & peaks.dopant[which]
+    share = np.where(which >= 0, peaks.dopant_share[which], 0.0)
     usable = mended.valid & ~_enlarge(mask, shape) if mask.any() else mended.valid
     refined = None
     if len(start):
         refined = refine_sites(mended.image, start[:, 0], start[:, 1], pixel_size_nm=pixel_size.nm,
                                groups=dopant_class.astype(int), valid=usable)
-    sites = _make_sites(card, peaks, keep, refined, material, dopant)
+    sites, absent = _make_sites(score, dopant_class, share, refined, material, dopant)
+    if refined is not None and len(sites):
+        absent = absent | off_the_sheet(coarse, to_model_px(sites.yx_px, shape, small), sites, refined, sure=CERTAIN,
+                                        material=material, pixel_nm=card.pixel_size_nm, image_pixel_nm=pixel_size.nm)
+    sites = sites.select(~absent)
     # Columns at the border may be fitted to where no pixel is.
     sites = sites.select(((sites.yx_px >= -0.5) & (sites.yx_px <= np.asarray(shape) - 0.5)).all(axis=1))
     border = 1e-3 * material.longest_bond_pm(material.species[0], material.species[-1]) / pixel_size.nm
@@ -154,12 +170,11 @@ def _enlarge(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool
     return mask[np.ix_(rows, columns)]
 
 
-def _make_sites(card: ModelCard, peaks: Peaks, keep: NDArray[np.bool_],
-                refined: Refined | None, material: Material, dopant: str) -> Sites:
-    """Sites from blobs and their refinement; species from the network's class, checked by intensity."""
-    if refined is None or not keep.any():
-        return Sites.empty()
-    is_dopant = peaks.dopant[keep].copy()
+def _make_sites(score: NDArray[np.float64], is_dopant: NDArray[np.bool_], share: NDArray[np.float64],
+                refined: Refined | None, material: Material, dopant: str) -> tuple[Sites, NDArray[np.bool_]]:
+    """Sites and their refinement, species from the network's class, checked by intensity; and which are not there."""
+    if refined is None or not len(score):
+        return Sites.empty(), np.zeros(0, dtype=bool)
     amplitude, sigma = refined.amplitude, refined.amplitude_sigma
     host = amplitude[~is_dopant & refined.converged & np.isfinite(amplitude)]
     if not len(host):
@@ -173,20 +188,19 @@ def _make_sites(card: ModelCard, peaks: Peaks, keep: NDArray[np.bool_],
         measured[:] = False
     if dopant and (contrast := element(dopant) / material.atomic_number(material.species[0])) > 1:
         is_dopant = foreign_sites(intensity=intensity, sigma=intensity_sigma, measured=measured,
-                                  share=peaks.dopant_share[keep], contrast=contrast)
+                                  share=share, contrast=contrast)
     if not measured.any() and material.kind == "mx2" and refined.imaging is not None:
         # Single heights are rough, averages over a sublattice are not: they still tell metal from chalcogen.
         intensity_sigma = intensity_sigma * max(refined.imaging.misfit, 1.0) ** 0.5
     elif not measured.any():
         intensity, intensity_sigma = np.full(len(amplitude), np.nan), np.full(len(amplitude), np.nan)
     species = np.where(is_dopant & bool(dopant), dopant, material.species[0])
-    score = scores(card, peaks.response[keep])
     sites = Sites.from_columns(y_px=refined.y_px, x_px=refined.x_px, species=species, score=score,
                                sigma_pm=refined.sigma_pm, intensity=intensity, intensity_sigma=intensity_sigma)
     if material.kind != "honeycomb":
-        return sites  # a light metal among tungsten, or one chalcogen of two, is faint and yet there
-    absent = measured & (intensity + 2 * intensity_sigma < FAINTEST) & (score < CERTAIN)
-    return sites.select(~absent)
+        # A light metal among tungsten, or one chalcogen of two, is faint and yet there.
+        return sites, np.zeros(len(sites), dtype=bool)
+    return sites, measured & (intensity + 2 * intensity_sigma < FAINTEST) & (score < CERTAIN)
 
 
 def analyze_frame(frame: Frame, model: Model, *, dopant: str | None = None,
