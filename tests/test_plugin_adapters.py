@@ -140,6 +140,14 @@ def test_table_holds_what_was_found_and_its_metadata_is_json():
     assert metadata["defects"][1]["bonds"] == [[4, 5, 160.0], [4, 6, 160.0], [4, 7, 160.0]]
 
 
+def test_whose_pixel_size_is_said_once():
+    warnings = ["pixel size 20.00 pm taken from the graphene lattice", "half of the image is dirt"]
+    entry = {"warnings": warnings, "pixel_size_source": "lattice"}
+    assert adapters.other_warnings(entry) == ("half of the image is dirt",)
+    assert adapters.other_warnings({**entry, "pixel_size_source": "metadata"}) == tuple(warnings)
+    assert adapters.other_warnings({}) == ()
+
+
 def test_defect_circle_surrounds_its_atoms():
     frame = Frame(image_with((20, 30), size=100)[:64], PixelSize(0.02, "metadata"))
     analysis = stand_in(frame)

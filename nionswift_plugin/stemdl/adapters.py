@@ -345,6 +345,12 @@ def calibration_statement(metadata: typing.Mapping[str, typing.Any]) -> str:
     return f"{used:.2f} pm/px, from the image's calibration"
 
 
+def other_warnings(metadata: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:
+    """The core's warnings, without the one that `calibration_statement` says as well."""
+    told = metadata.get("pixel_size_source") == "lattice"
+    return tuple(w for w in metadata.get("warnings", ()) if not (told and w.startswith("pixel size")))
+
+
 def overlay_calibrations(
     calibrations: typing.Sequence[Calibration.Calibration],
     zoom: float,

@@ -160,9 +160,7 @@ class _FirstRun:
             self.__document_controller.queue_task(lambda: self.__fail(error))
         elif not metadata.get("pending"):
             self.__close()
-            # Whose pixel size it is, is a warning of the core's, too: once is enough.
-            lines = _calibration_lines(metadata)
-            for line in lines + tuple(w for w in metadata.get("warnings", ()) if not (lines and "pixel size" in w)):
+            for line in (*_calibration_lines(metadata), *adapters.other_warnings(metadata)):
                 notify(_("Please check"), line)
 
     def __fail(self, error: str) -> None:

@@ -243,7 +243,7 @@ class AtomsSection:
             "; ".join(filter(None, (defect_summary(known), alloy_summary(known)))) if ready else ""
         )
         self.scale.value = adapters.calibration_statement(known) if ready else ""
-        self.warnings.value = "\n".join(known.get("warnings", ())) if ready else ""
+        self.warnings.value = "\n".join(adapters.other_warnings(known)) if ready else ""
         lines = defect_lines(known) if ready else []
         if lines != self.defects.value:
             # The list is long in a live scan: the chosen line stays chosen as long as there is one.
