@@ -156,8 +156,7 @@ def measure_frames(model: Model, simulated: Iterable[SimulatedFrame], *, seed: i
         z_scores.append((step / found.sites.sigma_pm[f][inner, None]).ravel())
         same = found.sites.species[f] == s.sites.species[t]
         species = [species[0] + int(same.sum()), species[1] + len(same)]
-        strain = np.sqrt(abs(np.linalg.det(np.asarray(s.conditions.strain))))
-        scale.append(found.pixel_size.nm * strain / pixel - 1)
+        scale.append(found.pixel_size.nm / _apparent_pixel_nm(s) - 1)
         judged += [np.stack([found.sites.score[f], np.ones(len(f))], axis=1),
                    np.stack([found.sites.score[result.false], np.zeros(len(result.false))], axis=1)]
         cell = np.clip(np.round(found.sites.yx_px).astype(int), 0, np.asarray(s.frame.shape) - 1)
@@ -176,6 +175,13 @@ def measure_frames(model: Model, simulated: Iterable[SimulatedFrame], *, seed: i
            "sites_in_hidden_%": 100 * in_hidden / max(total, 1), "refused": refused,
            "defect_precision": defect_counts.precision, "defect_recall": defect_counts.recall}
     return row, told
+
+
+def _apparent_pixel_nm(s: SimulatedFrame) -> float:
+    """What a pixel shows of the specimen (geometric mean) [nm]: drift along the frame shortens or stretches it."""
+    c = s.conditions
+    stretch = abs(np.linalg.det(np.asarray(c.strain))) / (1 + c.drift_nm[0] / (s.frame.shape[0] * c.pixel_nm))
+    return float(c.pixel_nm / np.sqrt(stretch))
 
 
 def compare_defects(found: object, s: SimulatedFrame, *, within_nm: float = 0.10) -> SiteCounts:
