@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .colouring import coloured_parts
 from .detectors import Z_EXPONENT, Reading, all_detectors, chalcogen_readings, intensity_of, metal_readings
 from .materials import Material
 from .sites import Sites
@@ -20,13 +21,11 @@ from .sublattice import (
     DIMMEST,
     FEWEST,
     assign_sublattices,
-    coloured_parts,
     component_odds,
     tolerances,
-    two_colour,
 )
 
-__all__ = ["AMBIGUITY", "Z_EXPONENT", "Columns", "classify_columns", "intensity_of", "name_component", "two_colour"]
+__all__ = ["AMBIGUITY", "Z_EXPONENT", "Columns", "classify_columns", "intensity_of", "name_component"]
 
 #: Two readings whose probability is within this factor are both listed.
 AMBIGUITY = 3.0

@@ -20,18 +20,16 @@ from numpy.typing import NDArray
 
 from .calibration import PixelSize
 from .errors import CalibrationError
+from .harmonics import HK, structure_factors, vectors
 from .lattice_search import (
     BLIND_QUALITY,
     COARSE_CELL_PX,
-    HK,
     NOMINAL_BAND,
     QUALITY_THRESHOLD,
     Candidate,
     has_better_alias,
     resolve_alias,
     search,
-    structure_factors,
-    vectors,
 )
 from .materials import Material
 from .spectrum import WINDOW_VARIANCE_RATIO, waves

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .columns import two_colour
+from .colouring import two_colour
 from .graph import AtomGraph
 
 #: Part of the host sites away from borders that have all their bonds. A sheet full of defects keeps 0.7; what a

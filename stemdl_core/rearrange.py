@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from .arrangement import HEIGHT_SPREAD, Arrangement, Array, Counts, Fitted, Patch, Single
-from .columns import two_colour
+from .colouring import two_colour
 from .graph import AtomGraph
 from .planar import find_faces
 

@@ -69,7 +69,8 @@ STAGES = (
     *("simulate", "network", "weights", "infer", "refine", "peaks", "lattice", "graph", "defects", "tracking"),
     *("corrections", "library_environment", "library_match", "library_kinds", "library_classes", "library_store"),
     "library",
-    *("completion", "brightness", "pipeline", "imaging_conditions", "retrain_data", "finetune", "compare_models", "retrain", "explain"),
+    *("completion", "brightness", "pipeline"),
+    *("imaging_conditions", "retrain_data", "finetune", "compare_models", "retrain", "explain"),
     *("figures", "results", "cli"),
 )
 

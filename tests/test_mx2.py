@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from specimen_sites import PIXEL_NM, graph_of, observed
 
 from stemdl_core.calibration import PixelSize
+from stemdl_core.colouring import two_colour
 from stemdl_core.columns import name_component
 from stemdl_core.defects import find_defects
 from stemdl_core.detectors import all_detectors
@@ -18,7 +19,6 @@ from stemdl_core.mixture import fit_mixture
 from stemdl_core.mx2 import alloy_fractions, local_composition
 from stemdl_core.simulate.structures import add_defect, mx2, random_specimen
 from stemdl_core.sites import Sites
-from stemdl_core.sublattice import two_colour
 
 
 def test_mixture_finds_the_number_of_components_and_a_single_odd_column(rng):
