@@ -5,6 +5,7 @@ Used for choosing a model's thresholds after training, and for the tables of ``s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,3 +138,23 @@ def compare_sites(found_px: NDArray[np.float64], true_px: NDArray[np.float64], *
     missed = np.flatnonzero(needed & ~matched_true)
     good = pairs[needed[pairs[:, 1]]]
     return SiteMatch(SiteCounts(len(good), len(false), len(missed)), good, false, missed)
+
+
+def rand_index(one: Sequence[object], other: Sequence[object]) -> float:
+    """Adjusted Rand index of two partitions: 1 where they are the same, about 0 where one says nothing of the other.
+
+    Parameters
+    ----------
+    one, other : sequence of labels
+        The class of every element in either partition.
+
+    References
+    ----------
+    Hubert & Arabie, J. Classification 2, 193 (1985).
+    """
+    a, b = np.unique(np.asarray(one), return_inverse=True)[1], np.unique(np.asarray(other), return_inverse=True)[1]
+    table = np.zeros((a.max() + 1, b.max() + 1))
+    np.add.at(table, (a, b), 1)
+    pairs = [0.5 * float((n * (n - 1)).sum()) for n in (table, table.sum(1), table.sum(0))]
+    expected = pairs[1] * pairs[2] / (0.5 * len(a) * (len(a) - 1))
+    return (pairs[0] - expected) / (0.5 * (pairs[1] + pairs[2]) - expected)

@@ -10,6 +10,7 @@ from perfect_scenes import PIXEL, analysis_of
 from scipy.spatial import cKDTree
 
 from stemdl_core.errors import StemdlError
+from stemdl_core.evaluate import rand_index
 from stemdl_core.library import build_library, match_class, name_defects, with_users_names
 from stemdl_core.library_classes import classify
 from stemdl_core.library_environment import environments
@@ -21,16 +22,6 @@ from stemdl_core.simulate.structures import add_defect, add_template, graphene
 
 KINDS = ("Si-C3", "Si-C4", "Si-C3+V", "Si2C4", "Si2C6", "Si3C6", "Si4C6", "SV", "DV(5-8-5)", "DV(555-777)",
          "SW(55-77)", "P-C3")
-
-
-def rand_index(one, other) -> float:
-    """Adjusted Rand index of two partitions (Hubert & Arabie, 1985)."""
-    a, b = np.unique(one, return_inverse=True)[1], np.unique(other, return_inverse=True)[1]
-    table = np.zeros((a.max() + 1, b.max() + 1))
-    np.add.at(table, (a, b), 1)
-    pairs = [0.5 * float((n * (n - 1)).sum()) for n in (table, table.sum(1), table.sum(0))]
-    expected = pairs[1] * pairs[2] / (0.5 * len(a) * (len(a) - 1))
-    return (pairs[0] - expected) / (0.5 * (pairs[1] + pairs[2]) - expected)
 
 
 def test_the_rand_index_is_what_it_should_be():

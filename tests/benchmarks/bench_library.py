@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from stemdl_core.evaluate import match
+from stemdl_core.evaluate import match, rand_index
 from stemdl_core.library_classes import classify
 from stemdl_core.library_environment import environments
 from stemdl_core.pipeline import analyze_frame
@@ -21,16 +21,6 @@ from stemdl_core.weights import load_model
 
 KINDS = ("Si-C3", "Si-C4", "Si-C3+V", "Si2C4", "Si2C5", "Si2C6", "Si3C6", "Si4C6", "SV", "DV(5-8-5)", "DV(555-777)",
          "SW(55-77)")
-
-
-def rand_index(one, other) -> float:
-    """Adjusted Rand index of two partitions (Hubert & Arabie, 1985)."""
-    a, b = np.unique(one, return_inverse=True)[1], np.unique(other, return_inverse=True)[1]
-    table = np.zeros((a.max() + 1, b.max() + 1))
-    np.add.at(table, (a, b), 1)
-    pairs = [0.5 * float((n * (n - 1)).sum()) for n in (table, table.sum(1), table.sum(0))]
-    expected = pairs[1] * pairs[2] / (0.5 * len(a) * (len(a) - 1))
-    return (pairs[0] - expected) / (0.5 * (pairs[1] + pairs[2]) - expected)
 
 
 def main(frames: int, seed: int) -> None:
