@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gettext
 import os
+import time
 import typing
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ if typing.TYPE_CHECKING:
 _ = gettext.gettext
 
 DEVICE_ID = "stemdl_scan_device"
+#: What has been scanned is shown this often [s].
+PIECE_S = 0.1
 #: 100 pA in electrons per microsecond.
 _BEAM_E_PER_US = 624.0
 #: Electrons that one carbon atom scatters to the annular detector, per electron and nm^2 [nm^2].
@@ -121,10 +124,24 @@ def scan_module(instrument: typing.Any, generator: Generator) -> typing.Any:
     from nion.instrumentation import scan_base
     from nion.usim_device import ScanDevice as UsimScanDevice
 
+    class Device(ScanDevice.Device):
+        """Hands a frame on in pieces ten times a second, not two hundred.
+
+        Swift updates its display for every piece, which on a small computer takes what the analysis needs.
+        """
+
+        def read_partial(self, frame_number: int | None, pixels_to_skip: int) -> typing.Any:
+            frame = getattr(self, "_Device__frame", None)
+            if frame is not None and frame.scan_data is not None:
+                height, width = frame.scan_data[0].shape
+                frame_s = height * width * frame.frame_parameters.pixel_time_us * 1e-6
+                time.sleep(min(max(frame.start_time + frame_s - time.perf_counter(), 0.0), PIECE_S))
+            return super().read_partial(frame_number, pixels_to_skip)
+
     class Module(scan_base.ScanModule):
         def __init__(self) -> None:
             self.stem_controller_id = instrument.instrument_id
-            self.device = ScanDevice.Device(
+            self.device = Device(
                 DEVICE_ID,
                 _("stemdl simulated microscope"),
                 instrument,
