@@ -81,7 +81,8 @@ def wait_for(condition: Callable[[], object], document_controller: Any, *, secon
         time.sleep(0.005)
 
 
-def application(*, analyze: Callable[..., Any] | None = None, small_pictures: bool = True) -> Any:
+def application(*, analyze: Callable[..., Any] | None = None, small_pictures: bool = True,
+                apart: bool = False) -> Any:
     """A fixture for every test of a file: Swift's test application with the plug-in's parts, in an empty folder.
 
     At the end all that runs is stopped, and Swift looks for leaks.
@@ -92,6 +93,9 @@ def application(*, analyze: Callable[..., Any] | None = None, small_pictures: bo
         Stands in for the analysis.
     small_pictures : bool
         Draw few pixels, where what is drawn is tested elsewhere.
+    apart : bool
+        Live frames are analysed in a process of its own, as delivered; otherwise in this one, where what
+        stands in for the analysis is.
     """
     from nion.swift import Facade
 
@@ -116,6 +120,8 @@ def application(*, analyze: Callable[..., Any] | None = None, small_pictures: bo
         with pytest.MonkeyPatch.context() as patch:
             # Nion's test instrument deletes ./test_data.
             patch.chdir(tmp_path)
+            if not apart:
+                patch.setenv("STEMDL_IN_PROCESS", "1")
             if analyze is not None:
                 patch.setattr(engine, "analyze", analyze)
             patch.setattr(live, "_TABLE_S", 0.0)  # a test reads the tables at once

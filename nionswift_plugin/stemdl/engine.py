@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import sys
@@ -64,10 +65,14 @@ class _Models:
         names = {card.parent.name for folder in folders for card in folder.glob("*/model.json")}
         return sorted(names | {DEFAULT_MODEL})
 
+    def where(self, name: str) -> str:
+        """Folder of a model in the user's own folder; the name itself where it is not there."""
+        own = pathlib.Path(self.folder) / name if self.folder else None
+        return str(own) if own is not None and (own / "model.json").is_file() else name
+
     def get(self, name: str) -> typing.Any:
         """A model by name, loaded once: the first time takes seconds, since it imports the network code."""
-        own = pathlib.Path(self.folder) / name if self.folder else None
-        where = str(own) if own is not None and (own / "model.json").is_file() else name
+        where = self.where(name)
         key = (where, self.device)
         with self._lock:
             if key not in self._loaded:
@@ -92,6 +97,55 @@ def analyze(frame: Frame, *, model: str, dopant: str) -> FrameAnalysis:
     from stemdl_core.pipeline import analyze_frame
 
     return with_users_names(analyze_frame(frame, loaded, dopant=dopant or None))
+
+
+class Apart:
+    """Analyses the frames of a running scan in a process of its own, or in this one where that cannot be had.
+
+    Threads of one process wait for each other: beside a scan and Swift's drawing an analysis takes three times as
+    long here as there. ``STEMDL_IN_PROCESS=1`` in the environment keeps it here.
+    """
+
+    def __init__(self) -> None:
+        self.__analyst: typing.Any = None
+        self.__here = os.environ.get("STEMDL_IN_PROCESS", "") not in ("", "0")
+        self.__closed = False
+        self.__lock = threading.Lock()
+
+    def analyze(self, frame: Frame, *, model: str, dopant: str) -> FrameAnalysis:
+        """As `analyze`. Never on the main thread."""
+        if not self.__here:
+            from stemdl_core.analyst import AnalystError
+            from stemdl_core.library import with_users_names
+
+            try:
+                found = self.__other().analyze(
+                    frame, model=models.where(model), device=models.device, dopant=dopant or None
+                )
+                return with_users_names(found)
+            except AnalystError as error:
+                if self.__closed:
+                    raise
+                logging.getLogger(__name__).warning("live frames are analysed in Swift's own process: %s", error)
+                self.__here = True
+        return analyze(frame, model=model, dopant=dopant)
+
+    def __other(self) -> typing.Any:
+        from stemdl_core.analyst import Analyst, AnalystError
+
+        with self.__lock:
+            if self.__closed:
+                raise AnalystError("closed")
+            if self.__analyst is None:
+                self.__analyst = Analyst(threads=max(1, (os.cpu_count() or 2) // 2))
+            return self.__analyst
+
+    def close(self) -> None:
+        """End the process; an analysis that is under way fails."""
+        with self.__lock:
+            self.__closed, analyst, self.__analyst = True, self.__analyst, None
+        if analyst is not None:
+            analyst.close()
 
 
 class HalfTheCores:

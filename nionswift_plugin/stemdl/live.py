@@ -107,6 +107,7 @@ class LiveAnnotation:
         self.__unlisted: computations.Results | None = None
         self.__later: typing.Any = None
         self.__listed_s = -1e9
+        self.__apart = engine.Apart()
         self.__thread = threading.Thread(target=self.__work, name="stemdl-live", daemon=True)
         self.__thread.start()
         self.__unwritten = publish.Unwritten((overlay, table, defect_table))
@@ -153,6 +154,7 @@ class LiveAnnotation:
             self.__closed = True
             self.__newest = self.__result = None
             self.__condition.notify_all()
+        self.__apart.close()
         if self in _running:
             _running.remove(self)
         followers, self.followers = self.followers, ()
@@ -252,7 +254,7 @@ class LiveAnnotation:
         options = self.options
         try:
             image = adapters.frame_of(frame.xdata, source=_("live"))
-            analysis = engine.analyze(image, model=options.model, dopant=options.dopant)
+            analysis = self.__apart.analyze(image, model=options.model, dopant=options.dopant)
             contents = computations.results(
                 frame.xdata, image, analysis, options,
                 with_geometry=adapters.MOST_LIVE_DEFECTS_WITH_GEOMETRY,
