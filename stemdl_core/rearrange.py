@@ -102,12 +102,20 @@ class Search:
         best, top = self._climb(now, lattice)
         if flat is not None:
             its = self._probability(flat)
-            # A turned bond of which one atom was overlooked is a long way from what was found, and one turn from flat.
-            turned = max((gain for gain, _ in self._moves(flat, lattice)), default=0.0)
-            if its + max(turned, 0.0) > top - HOPELESS or self._misfit(best) > GOOD_MISFIT:
+            if its > top - HOPELESS or self._misfit(best) > GOOD_MISFIT:
                 other, reached = self._climb(flat, lattice)
                 if reached > top:
                     best, top = other, reached
+        if self._oddness(best.atoms) > 0.25 * ODD:
+            # What would be reported may be a turned bond of which one atom was overlooked: far from what was found, one
+            # turn from flat, and too large a change for what it gains to be foreseen.
+            for base in (now, flat):
+                for turned in [] if base is None else self._likeliest_turn(base):
+                    fitted = self._fit(turned)
+                    if self._probability(fitted) > top - HOPELESS:
+                        other, reached = self._climb(fitted, lattice)
+                        if reached > top:
+                            best, top = other, reached
         self._note_holes(best, lattice)
         if best is now or self._advantage(best, now) < SEEN + DECISIVE:
             if flat is not None:
@@ -264,6 +272,12 @@ class Search:
             new = np.stack([middle[k] + turned[k], middle[k] - turned[k]])
             result.append((float(gain[k]), atoms.without(pair).with_atoms(new, self.unit)))
         return result
+
+    def _likeliest_turn(self, base: Fitted) -> list[Arrangement]:
+        """The turned bond that is expected to lose least; none without bonds."""
+        core = np.hypot(*(base.atoms.yx_nm - self.place.center).T) < self.place.radius
+        there = base.atoms.height[:, None].astype(np.float32) * self.patch.profile(base.atoms.yx_nm) * base.root
+        return [arrangement for _, arrangement in self._turned(base, core, there)[:1]]
 
     def _merged(self, now: Fitted, mine: NDArray[np.int64]) -> list[tuple[float, Arrangement]]:
         """Atoms nearer to each other than atoms are, made one."""
