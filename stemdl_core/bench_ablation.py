@@ -17,8 +17,9 @@ from .errors import StemdlError
 from .evaluate import SiteCounts, compare_sites
 from .materials import get_material
 from .pipeline import detect
+from .recipes import GRAPHENE_CLASSES, Recipe
 from .simulate.dataset import SimulatedFrame
-from .train import GRAPHENE_CLASSES, LOG, Recipe, read_log, train
+from .train import LOG, read_log, train
 from .tuning import TOLERANCE_NM, finish_model, network_positions, simulated_frames
 from .weights import Model, load_model, read_card
 

@@ -46,7 +46,8 @@ def off_the_sheet(image: NDArray[np.float32], yx: NDArray[np.float64], sites: Si
     (N,) bool
     """
     none = np.zeros(len(sites), dtype=bool)
-    if refined.imaging is None or len(sites) < 12:
+    doubtful = sites.score < sure
+    if refined.imaging is None or len(sites) < 12 or not doubtful.any():
         return none
     side = 2 * round(0.5 * SIDE_NM / pixel_nm) + 1
     smooth = uniform_filter(image, side, mode="nearest")
@@ -58,4 +59,4 @@ def off_the_sheet(image: NDArray[np.float32], yx: NDArray[np.float64], sites: Si
         return none
     usual = float(np.median(level[sites.score >= np.median(sites.score)]))
     missing = (usual - level) / sheet
-    return (sites.score < sure) & (missing > DARK)
+    return doubtful & (missing > DARK)

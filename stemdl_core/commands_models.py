@@ -14,7 +14,7 @@ from .weights import list_models, model_folder, read_card
 from .writers import result_folder
 
 if TYPE_CHECKING:
-    from .train import Recipe
+    from .recipes import Recipe
 
 
 def models(args: Namespace) -> None:
@@ -101,7 +101,7 @@ def train(args: Namespace) -> None:
 
 
 def _recipe(args: Namespace) -> Recipe:
-    from .train import RECIPES, Recipe
+    from .recipes import RECIPES, Recipe
 
     if args.recipe in RECIPES:
         recipe = RECIPES[args.recipe]

@@ -81,7 +81,7 @@ def complete(yx_px: Array, score: Array, dopant: NDArray[np.bool_], nodes_px: Ar
     same = Completed(yx_px, np.arange(len(yx_px)), score)
     if len(nodes_px) < FEWEST or not faint(score):
         return same
-    nodes, mine = _bent(yx_px, score, nodes_px, bond_px)
+    nodes, mine = _bent(yx_px, score, nodes_px, bond_px), MINE * bond_px
     tree = cKDTree(nodes)
     around = tree.query_ball_point(nodes, AROUND * bond_px)
     reach = np.array([len(a) for a in around])
@@ -123,23 +123,24 @@ def complete(yx_px: Array, score: Array, dopant: NDArray[np.bool_], nodes_px: Ar
                      np.r_[new_score[keep], 0.5 * (order + support)[free]])
 
 
-def _bent(yx_px: Array, score: Array, nodes_px: Array, bond_px: float) -> tuple[Array, float]:
-    """The nodes moved along with the sites around them, and how near a site has to be to be a node's."""
-    nodes, mine = nodes_px.copy(), MINE * bond_px
+def _bent(yx_px: Array, score: Array, nodes_px: Array, bond_px: float) -> Array:
+    """The nodes moved along with the sites around them."""
+    nodes = nodes_px
     for _ in range(3):
         distance, nearest = cKDTree(nodes).query(yx_px)
-        use = np.flatnonzero(distance < mine)
+        use = np.flatnonzero(distance < MINE * bond_px)
         if len(use) < 6:
             break
         shift = yx_px[use] - nodes_px[nearest[use]]
-        near = cKDTree(yx_px[use])
-        gap, index = near.query(nodes, k=min(24, len(use)))
+        gap, index = cKDTree(yx_px[use]).query(nodes, k=min(24, len(use)))
         weight = np.exp(-0.5 * (gap / (0.6 * AROUND * bond_px)) ** 2) * score[use][index] ** 2
-        total = weight.sum(1, keepdims=True)
-        mean = (weight[:, :, None] * shift[index]).sum(1) / np.maximum(total, 1e-12)
+        mean = _mean(shift[index], weight)
         # Sites that are some other noise pull by half a bond at most; once more without the farthest.
         off = np.hypot(*(shift[index] - mean[:, None]).transpose(2, 0, 1))
-        weight = weight * (off < NEAR * bond_px)
-        mean = (weight[:, :, None] * shift[index]).sum(1) / np.maximum(weight.sum(1, keepdims=True), 1e-12)
-        nodes = nodes_px + mean
-    return nodes, mine
+        nodes = nodes_px + _mean(shift[index], weight * (off < NEAR * bond_px))
+    return nodes
+
+
+def _mean(shift: Array, weight: Array) -> Array:
+    """(M, 2) weighted means of (M, K, 2) shifts."""
+    return np.asarray((weight[:, :, None] * shift).sum(1) / np.maximum(weight.sum(1, keepdims=True), 1e-12))

@@ -20,6 +20,7 @@ from .finetune import Schedule, fine_tune
 from .frames import Frame
 from .imaging_conditions import Measured
 from .library_store import Library
+from .recipes import Recipe, training_example
 from .retrain_data import (
     Arrays,
     Crops,
@@ -32,7 +33,6 @@ from .retrain_data import (
     structures,
 )
 from .simulate.dataset import SimulatedFrame
-from .train import Recipe, training_example
 from .tuning import simulated_frames
 from .weights import load_model, read_card, save_model, write_card
 

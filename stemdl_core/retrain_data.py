@@ -21,12 +21,12 @@ from .library_store import Library
 from .materials import element, get_material
 from .planar import find_faces
 from .preprocess import mend, model_shape, resample, standardise, to_model_px
+from .recipes import Recipe
 from .simulate.dataset import SimulatedFrame, draw_conditions, simulate_frame, training_pair
 from .simulate.found import found_template
 from .simulate.structures import Specimen, add_template, random_specimen
 from .simulate.templates import Template
 from .targets import IGNORE, class_map
-from .train import Recipe
 from .tuning import PRACTICE
 
 Arrays = tuple[NDArray[np.float16], NDArray[np.uint8]]

@@ -25,12 +25,9 @@ from torch.nn import functional
 
 from .errors import ModelError
 from .network import build_network
-from .recipes import GRAPHENE_CLASSES, RECIPES, Recipe, training_example
+from .recipes import Recipe, training_example
 from .targets import IGNORE
 from .weights import ModelCard, load_network, save_model
-
-__all__ = ["GRAPHENE_CLASSES", "RECIPES", "EpochLog", "Recipe", "evaluate", "read_log", "simulate_set", "train",
-           "training_example"]
 
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.json"
 

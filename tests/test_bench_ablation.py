@@ -10,9 +10,9 @@ import pytest
 
 from stemdl_core import bench_ablation
 from stemdl_core.bench_ablation import SMALL, ablation, disturbed_frames, variants
+from stemdl_core.recipes import RECIPES, Recipe, training_example
 from stemdl_core.simulate.dataset import Ranges, draw_conditions, simulate_frame
 from stemdl_core.simulate.structures import graphene
-from stemdl_core.train import RECIPES, Recipe, training_example
 from stemdl_core.tuning import simulated_frames
 
 TINY = replace(SMALL, filters=(8, 16), crop_px=64, n_train=16, n_validation=4, epochs=2, batch=8)

@@ -12,7 +12,8 @@ import torch
 from stemdl_core.errors import ModelError
 from stemdl_core.infer import OVERLAP_PX, probability_maps
 from stemdl_core.network import ARCHITECTURES, DEFAULT_FILTERS, PaperNet, build_network, count_weights, fuse
-from stemdl_core.train import RECIPES, Recipe, read_log, simulate_set, train, training_example
+from stemdl_core.recipes import RECIPES, Recipe, training_example
+from stemdl_core.train import read_log, simulate_set, train
 from stemdl_core.weights import (
     CARD_NAME,
     WEIGHTS_NAME,

@@ -21,13 +21,13 @@ from stemdl_core.library import build_library, name_defects
 from stemdl_core.library_store import load_library
 from stemdl_core.network import build_network
 from stemdl_core.pipeline import analyze_frame
+from stemdl_core.recipes import RECIPES, training_example
 from stemdl_core.retrain import next_version, retrain
 from stemdl_core.retrain_data import corrected_crops, found_example, structures, supported
 from stemdl_core.simulate.dataset import Conditions, Ranges, simulate_frame
 from stemdl_core.simulate.degrade import Detector
 from stemdl_core.simulate.structures import add_defect, graphene
 from stemdl_core.targets import IGNORE
-from stemdl_core.train import RECIPES, training_example
 from stemdl_core.weights import ModelCard, load_model, model_folder, read_card, save_model
 
 SMALL = replace(RECIPES["graphene"], crop_px=64, filters=(4, 4, 4), architecture="paper")

@@ -11,9 +11,9 @@ import pytest
 from stemdl_core.cli import main
 from stemdl_core.errors import StemdlError
 from stemdl_core.evaluate import compare_sites
+from stemdl_core.recipes import Recipe
 from stemdl_core.simulate.stm import StmConditions, random_stm, simulate_stm
 from stemdl_core.simulate.structures import add_defect, graphene, mx2
-from stemdl_core.train import Recipe
 from stemdl_core.tuning import network_positions
 from stemdl_core.weights import load_model
 

@@ -217,7 +217,6 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float,
     fallen = cKDTree(places).query_pairs(COLLAPSED_PM / step_pm, output_type="ndarray")
     fallen = fallen[np.hypot(*(start[fallen[:, 0], 1:] - start[fallen[:, 1], 1:]).T) > COLLAPSED_PM / step_pm]
     ok[fallen] = False
-    height = height.copy()
     height[fallen] = np.nan
     y, x = np.where(ok, state.y, start[:, 1]), np.where(ok, state.x, start[:, 2])
     index, value, _, _ = fit.background.at(y, x)
