@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 
 from stemdl_core.errors import StemdlError
 from stemdl_core.planar import find_faces
-from stemdl_core.simulate.grain_boundary import boundary_sheet
+from stemdl_core.simulate.grain_boundary import boundary, boundary_sheet
 from stemdl_core.simulate.structures import GRAPHENE_MIXTURE, add_defect, graphene, mx2, random_specimen
 
 KINDS = [k.replace("X", "Si") for k in GRAPHENE_MIXTURE]
@@ -153,6 +153,15 @@ def test_grain_boundary_is_fully_bonded_and_made_of_pentagons_and_heptagons(rng)
     assert set(sizes.tolist()) == {5, 6, 7}
     assert abs(int(np.sum(sizes == 5)) - int(np.sum(sizes == 7))) <= 1
     assert sheet.marks[0].angle_deg == pytest.approx(21.79)
+
+
+@pytest.mark.parametrize("variant", range(16))
+def test_grains_are_not_strained_by_their_boundary(variant):
+    """Grains take the distance at which they do not pull at each other: their lattice constant is graphene's."""
+    strip = boundary(variant)
+    bonds = cKDTree(strip.yx).query(strip.yx, k=4)[0][:, 1:].mean(axis=1)
+    beside = (np.abs(strip.yx[:, 1]) > 4.0) & (np.abs(strip.yx[:, 1]) < 8.0) & (np.abs(strip.yx[:, 0]) < 38.0)
+    assert bonds[beside].mean() == pytest.approx(1.0, abs=0.003)
 
 
 def test_random_specimens_keep_their_distance_and_repeat(rng):

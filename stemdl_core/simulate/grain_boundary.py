@@ -132,6 +132,14 @@ def _carbon(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
     return yx, a[once].astype(np.int64), b[once].astype(np.int64)
 
 
+def _settle(yx: NDArray[np.float64], a: NDArray[np.int64], b: NDArray[np.int64], angles: NDArray[np.int64],
+            free: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The atoms of a network of carbon at rest, those that are not free left where they are."""
+    return relax(yx, a=a, b=b, length=np.ones(len(a)), stiffness=np.ones(len(a)), angles=angles,
+                 angle_cos=np.full(len(angles), -0.5), angle_stiffness=np.full(len(angles), BENDING),
+                 apart=np.zeros((0, 2), dtype=np.int64), apart_length=np.zeros(0), free=free)
+
+
 @lru_cache(maxsize=32)
 def boundary(variant: int) -> Boundary:
     """A relaxed boundary; the variants differ in misorientation and in how the grains meet."""
@@ -167,17 +175,20 @@ def boundary(variant: int) -> Boundary:
     both = keep[a] & keep[b]
     yx, a, b = yx[keep], number[a[both]], number[b[both]]
     angles, degree = neighbour_angles(len(yx), a, b, yx)
-    yx = relax(yx, a=a, b=b, length=np.ones(len(a)), stiffness=np.ones(len(a)), angles=angles,
-               angle_cos=np.full(len(angles), -0.5), angle_stiffness=np.full(len(angles), BENDING),
-               apart=np.zeros((0, 2), dtype=np.int64), apart_length=np.zeros(0),
-               free=np.all(np.abs(yx) < [_HALF_LENGTH + 1.0, _FREE], axis=1))
+    start, outer = yx, np.abs(yx[:, 1]) >= _FREE
+    # First everything is free, so that the grains take the distance at which they do not pull at each other; then they
+    # are perfect and rigid at that distance, and what lies between them settles.
+    yx = _settle(yx, a, b, angles, np.ones(len(yx), dtype=bool))
+    left_shift, right_shift = ((yx - start)[outer & side].mean(axis=0) for side in (start[:, 1] < 0, start[:, 1] > 0))
+    yx[outer] = start[outer] + np.where(start[outer, 1:] < 0, left_shift, right_shift)
+    yx = _settle(yx, a, b, angles, np.all(np.abs(start) < [_HALF_LENGTH + 1.0, _FREE], axis=1))
     faces = find_faces(yx, a, b)
     rings = []
     for k in np.flatnonzero((faces.area > 0) & (faces.size != 6)):
         nodes = faces.nodes(int(k))
         if np.all(np.abs(yx[nodes]) < [_HALF_LENGTH - 1.0, _FREE]):
             rings.append(tuple(nodes))
-    return Boundary(yx, tuple(rings), left, right, left_origin, right_origin, angle)
+    return Boundary(yx, tuple(rings), left, right, left_origin + left_shift, right_origin + right_shift, angle)
 
 
 def fits(shape_nm: tuple[float, float], margin_nm: float) -> bool:
