@@ -33,7 +33,7 @@ TOLERANCE_NM = 0.050
 PRACTICE = Ranges(sigma_nm=(0.035, 0.058), tail_sigma_nm=(0.10, 0.25), tail_fraction=(0.0, 0.4),
                   dopant_gain=(0.85, 1.15))
 #: Probabilities of the class 'masked' that are tried as the limit.
-MASKED = (0.3, 0.4, 0.5, 0.6, 0.7)
+MASKED = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 #: Lowest response that is looked at when thresholds are chosen.
 LOWEST_RESPONSE = 0.10
 
@@ -108,7 +108,8 @@ class Tuning:
     threshold : float
         Response with the best F1.
     masked : float
-        Probability of the class 'masked' above which nothing is looked for: that with the best F1.
+        Probability of the class 'masked' above which nothing is looked for: that with the best F1, where what is
+        found on hidden columns counts as half false.
     knots : ((float, ...), (float, ...))
         Response and probability of being true.
     counts : SiteCounts
@@ -134,7 +135,7 @@ def tune(model: Model, frames: Sequence[SimulatedFrame] | Iterator[SimulatedFram
     progress : callable, optional
         Called with the number of frames done.
     """
-    collected: dict[float, list[tuple[NDArray[np.float64], NDArray[np.float64], int]]] = {m: [] for m in MASKED}
+    collected: dict[float, list[_Answers]] = {m: [] for m in MASKED}
     for k, simulated in enumerate(frames):
         pixel_nm = simulated.conditions.pixel_nm
         found, response, masked = _answers(model, simulated.frame, pixel_nm, LOWEST_RESPONSE)
@@ -144,21 +145,41 @@ def tune(model: Model, frames: Sequence[SimulatedFrame] | Iterator[SimulatedFram
             result = compare_sites(found[keep], simulated.sites.yx_px, counted=simulated.visible,
                                    undefined=simulated.hidden == 2, border_px=0.5 * bond_px,
                                    within_px=TOLERANCE_NM / pixel_nm)
-            right, wrong = response[keep][result.pairs[:, 0]], response[keep][result.false]
-            answers.append((right, wrong, len(result.missed)))
+            cell = np.clip(np.rint(found[keep]).astype(int), 0, np.asarray(simulated.hidden.shape) - 1)
+            hidden = simulated.hidden[cell[:, 0], cell[:, 1]] == 1
+            hidden[result.false] = False
+            answers.append(_Answers(response[keep][result.pairs[:, 0]], response[keep][result.false],
+                                    response[keep][hidden], len(result.missed)))
         if progress:
             progress(k + 1)
     choices = [_best_threshold(limit, answers) for limit, answers in collected.items()
-               if any(len(right) for right, _, _ in answers)]
+               if any(len(a.right) for a in answers)]
     if not choices:
         raise ModelError("the network finds no atoms in the test frames: train it longer")
-    return max(choices, key=lambda choice: choice.counts.f1)
+
+    def worth(choice: Tuning) -> float:
+        # On a column that shows through what hides it a site is right, and yet nothing to rely on: half a false one.
+        hidden = sum(int((a.hidden >= choice.threshold).sum()) for a in collected[choice.masked])
+        return replace(choice.counts, false=choice.counts.false + hidden // 2).f1
+
+    return max(choices, key=worth)
 
 
-def _best_threshold(masked: float, answers: list[tuple[NDArray[np.float64], NDArray[np.float64], int]]) -> Tuning:
+@dataclass(frozen=True)
+class _Answers:
+    """Responses in one frame of true sites, of false ones, and of those on hidden columns; and how many were missed."""
+
+    right: NDArray[np.float64]
+    wrong: NDArray[np.float64]
+    hidden: NDArray[np.float64]
+    missed: int
+
+
+def _best_threshold(masked: float, answers: list[_Answers]) -> Tuning:
     """Threshold and scores from the responses of true and of false sites and the number of missed ones, by frame."""
-    right, wrong = (np.concatenate([a[k] for a in answers] or [np.empty(0)]) for k in (0, 1))
-    missed = sum(a[2] for a in answers)
+    right = np.concatenate([a.right for a in answers])
+    wrong = np.concatenate([a.wrong for a in answers])
+    missed = sum(a.missed for a in answers)
     response = np.concatenate([right, wrong])
     truth = np.concatenate([np.ones(len(right)), np.zeros(len(wrong))])
     order = np.argsort(-response)
