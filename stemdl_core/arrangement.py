@@ -26,7 +26,7 @@ HEIGHT_SPREAD, _DOPANT_SPREAD = 0.12, 0.25
 #: The same of the level under the atoms and of its slopes across the patch, over a host column's height.
 _LEVEL_SPREAD = (0.10, 0.05, 0.05)
 #: Spread of bond lengths and second-neighbour distances [host bonds] in relaxed defects: 130-185 and 210-290 pm.
-_BOND_SPREAD, _SECOND_SPREAD = 0.06, 0.14
+_BOND_SPREAD, _SECOND_SPREAD = 0.06, 0.18
 #: Degrees of freedom of both distributions (Student's): what is odd by many spreads is something else.
 FREEDOM = 8.0
 #: Atoms nearer than this are bonded [host bonds].

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from scipy.special import ndtri
 
 from .graph import AtomGraph
 
@@ -15,6 +18,23 @@ STRICT_Z = 5.0
 #: And by which the element itself would have to: what stands out by five of them although nitrogen would by only two is
 #: more likely dirt.
 LEAST_CONTRAST_Z = 3.5
+
+
+#: Neighbours whose scatter says how far columns depart here, and the part of them that departs by less than that.
+CROWD, TYPICAL = 60, 0.7
+
+
+def _scatter_around(yx_nm: NDArray[np.float64], deviation: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) standard deviation of the columns around each one: thin dirt is speckled, and it lies in patches.
+
+    From a quantile, so that a few foreign atoms among the neighbours do not widen it; never below that of the frame.
+    """
+    size = np.abs(deviation)
+    whole = 1.4826 * float(np.median(size))
+    near = cKDTree(yx_nm).query(yx_nm, k=min(CROWD, len(size)))[1]
+    # Of a normal distribution this part lies within so many standard deviations.
+    reach = float(ndtri(0.5 + 0.5 * TYPICAL))
+    return np.maximum(whole, np.quantile(size[near], TYPICAL, axis=1) / reach)
 
 
 def light_substitutions(graph: AtomGraph) -> list[tuple[int, str, float]]:
@@ -64,8 +84,7 @@ def light_substitutions(graph: AtomGraph) -> list[tuple[int, str, float]]:
     local = total / np.maximum(count, 1.0)
     ratio = intensity[index] / np.maximum(local[index], 1e-3)
     deviation = ratio - np.median(ratio)
-    scatter = 1.4826 * float(np.median(np.abs(deviation)))
-    width = np.maximum(np.hypot(sigma[index], 0.03), scatter)
+    width = np.maximum(np.hypot(sigma[index], 0.03), _scatter_around(graph.yx_nm[index], deviation))
     found = []
     for k in np.flatnonzero(np.abs(deviation) > STRICT_Z * width).tolist():
         expected = {s: (z / 6.0) ** Z_EXPONENT - 1.0 for s, z in (("B", 5), ("N", 7), ("O", 8))}

@@ -344,10 +344,10 @@ class Search:
             return None
         rest = self.start.without(np.flatnonzero(inside).tolist())
         old = self.start.yx_nm[inside]
-        new = lattice[np.hypot(*(lattice - self.place.center).T) < self.place.radius + 0.02]
-        gap = np.min(np.hypot(*(rest.yx_nm[:, None] - new[None]).transpose(2, 0, 1)), axis=0) if len(new) else \
-            np.zeros(0)
-        new = new[gap > 0.5 * self.host]
+        # At the rim the atom may be inside and its site outside.
+        new = lattice[(np.hypot(*(lattice - self.place.center).T) < self.place.radius + 0.02)
+                      | (_nearest(old, lattice) < 0.5 * self.host)]
+        new = new[_nearest(rest.yx_nm, new) > 0.5 * self.host]
         if len(new) == len(old) and (len(old) == 0 or
                                      np.max(np.min(np.hypot(*(old[:, None] - new[None]).transpose(2, 0, 1)),
                                                    axis=0)) < 0.3 * self.host):
@@ -372,3 +372,8 @@ class Search:
             if np.min(np.hypot(*(yx - site).T)) > 0.6 * self.host and \
                     float(self.patch.gain(best, site[None], self.unit)[0]) < -4.0:
                 self.empty.append(site)
+
+
+def _nearest(points: Array, to: Array) -> Array:
+    """(M,) distance of each of `to` (M, 2) to the nearest of some points (N, 2); infinite without any."""
+    return np.asarray(cKDTree(points).query(to)[0]) if len(points) and len(to) else np.full(len(to), np.inf)
