@@ -42,6 +42,8 @@ FIRST_STEPS, ALL_STEPS = 2, 4
 HOPELESS = 25.0
 #: Residual variance over the expected one up to which an arrangement explains the counts of its surroundings.
 GOOD_MISFIT = 1.25
+#: Residual variance that a frame's fit leaves at least, over the expected one: smoothed noise, and its margin of error.
+LEAST_MISFIT = 0.05
 #: Log-odds against anything odd where part of the surroundings is hidden, and how much of them has to be hidden:
 #: what hides the lattice goes on, thinner, beyond the place where it is noticed.
 RIM, HIDDEN_SHARE = 6.0, 0.02
@@ -132,10 +134,10 @@ class Search:
         return float((fitted.residual.astype(np.float64) ** 2).mean())
 
     def _advantage(self, one: Fitted, other: Fitted) -> float:
-        """Log-odds of one arrangement over another; weaker where even the better one does not explain the counts."""
-        doubt = max(1.0, min(self._misfit(one), self._misfit(other)))
-        return ((one.log_likelihood - other.log_likelihood) / doubt - one.strain + other.strain
-                - self._oddness(one.atoms) + self._oddness(other.atoms))
+        """Log-odds of one arrangement over another; weaker where even the better one leaves more than usual."""
+        usual = float(np.clip(self.patch.counts.imaging.misfit, LEAST_MISFIT, 1.0))
+        doubt = max(1.0, min(self._misfit(one), self._misfit(other)) / usual)
+        return (one.score - other.score) / doubt - self._oddness(one.atoms) + self._oddness(other.atoms)
 
     def _believe(self, best: Fitted, flat: Fitted) -> None:
         """Posterior probability that the place is not what `flat` says."""
