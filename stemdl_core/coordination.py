@@ -31,6 +31,9 @@ _LACKING_CLUSTER, _LACKING_SINGLE = 3.0, 0.0
 #: of the others, when bonded (4-fold) and when left alone (vacancy complex), and the spread of both, over the
 #: sum of covalent radii. 4-fold is the more common.
 _FOURTH_BONDED, _FOURTH_ALONE = (0.02, 0.04), (0.35, 0.08)
+#: The same of how far the dopant is from the middle of the divacancy, away from that atom. The next host atoms around
+#: say where the middle is: none of them moves by much.
+_MIDDLE_BONDED, _MIDDLE_ALONE = (0.01, 0.03), (0.20, 0.05)
 _FOURFOLD_PRIOR = 0.7
 #: The same for light dopants.
 LIGHT_LIMIT = 1.35
@@ -119,12 +122,12 @@ def _contact(graph: AtomGraph, i: int, j: int, bonded: bool, prior: float) -> Co
     return Contact(i, j, length, sigma, probability)
 
 
-def weigh_fourth(items: list[Contact], pair_pm: float) -> list[Contact]:
+def weigh_fourth(graph: AtomGraph, items: list[Contact], pair_pm: float) -> list[Contact]:
     """Judge the farthest of a single dopant's four contacts by the shape of all four, not by its length.
 
     A dopant that leaves one carbon atom alone moves away from it and towards the others: the difference
-    between the farthest contact and the mean of the rest carries more than its length, and is free of errors
-    of scale.
+    between the farthest contact and the mean of the rest, and the way from the middle of the hole, carry more than its
+    length, and the first is free of errors of scale.
     """
     if len(items) != 4:
         return items
@@ -132,15 +135,31 @@ def weigh_fourth(items: list[Contact], pair_pm: float) -> list[Contact]:
     excess = (far.length_pm - sum(c.length_pm for c in near) / 3.0) / pair_pm
     # The dopant's own error enters the far contact once and the opposite one with the other sign.
     blur = 1.76 * far.sigma_pm / math.sqrt(2.0) / pair_pm
-    odds = _FOURFOLD_PRIOR
-    for sign, (mean, spread) in ((1.0, _FOURTH_BONDED), (-1.0, _FOURTH_ALONE)):
-        width = math.hypot(spread, blur)
-        # The farthest of four equal ones lies one standard deviation out by selection.
-        middle = mean + (0.8 * blur if sign > 0 else 0.0)
-        away = max(0.0, sign * (excess - middle)) / width
-        odds -= sign * (0.5 * away**2 + math.log(width))
+    # The farthest of four equal ones lies one standard deviation out by selection.
+    odds = _FOURFOLD_PRIOR + _shape_odds(excess, blur, _FOURTH_BONDED, _FOURTH_ALONE, selected=0.8 * blur)
+    four = [c.other for c in items]
+    around = [k for j in four for k in graph.neighbours[j] if k not in four and not graph.foreign[k]]
+    if len(around) == 8:
+        way = graph.yx_nm[[c.other for c in near]].mean(axis=0) - graph.yx_nm[far.other]
+        off = (graph.yx_nm[far.dopant] - graph.yx_nm[around].mean(axis=0)) @ way / max(float(np.hypot(*way)), 1e-9)
+        error = math.hypot(position_sigma(graph, far.dopant), *(position_sigma(graph, k) / 8 for k in around))
+        odds += _shape_odds(1e3 * float(off) / pair_pm, error / pair_pm, _MIDDLE_BONDED, _MIDDLE_ALONE)
     probability = 1.0 / (1.0 + math.exp(-min(max(odds, -30.0), 30.0)))
     return [replace(c, probability=probability) if c is far else c for c in items]
+
+
+def _shape_odds(value: float, blur: float, bonded: tuple[float, float], alone: tuple[float, float], *,
+                selected: float = 0.0) -> float:
+    """Log-odds of four bonds over three from a measure that is smaller with four; means and spreads of both.
+
+    One-sided: less than usual with four bonds speaks no less for four, more than usual with three no less for three.
+    """
+    odds = 0.0
+    for sign, (mean, spread) in ((1.0, bonded), (-1.0, alone)):
+        width = math.hypot(spread, blur)
+        away = max(0.0, sign * (value - mean - (selected if sign > 0 else 0.0))) / width
+        odds -= sign * (0.5 * away**2 + math.log(width))
+    return odds
 
 
 def readings(items: list[Contact]) -> list[Reading]:

@@ -198,7 +198,7 @@ def _dopant_defect(graph: AtomGraph, group: list[int], holes_nm: NDArray[np.floa
     items = contacts(graph, group)
     if len(group) == 1:
         radii = bond_length_pm(str(graph.sites.species[group[0]]), graph.material.species[0])
-        items = weigh_fourth(items, radii * graph.scale)
+        items = weigh_fourth(graph, items, radii * graph.scale)
     region = _region(graph, group, holes_nm)
     by_name: dict[str, list[Reading]] = {}
     for reading in readings(items):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 #: Annular dark-field intensity grows at least as this power of the atomic number (Krivanek et al., Nature 464, 571
 #: (2010), find 1.64; smaller inner angles lower it).
@@ -24,10 +25,43 @@ LIMIT_SPREAD = 0.10
 ROUGH = 0.35
 #: Share of the class 'dopant' in the network's answer from which it half believes in a foreign atom.
 HALF_BELIEF = 0.3
+#: Surroundings are clean where the next three columns are as bright as the host's within this, none of the next eleven
+#: is brighter than this, and the level under the column is raised by no more than this part of one: dirt covers more
+#: than a single column.
+CLEAN, MOST_USUAL, CLEAN_LEVEL = 0.35, 1.7, 0.15
+#: In clean surroundings a foreign atom exceeds the spread of host columns, and the limit between both, by so many
+#: standard deviations.
+CLEAR_SIGMAS, CLEAR_LIMIT_SIGMAS = 5.0, 2.5
+
+
+def clean_surroundings(yx_px: NDArray[np.float64], intensity: NDArray[np.float64],
+                       level: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Sites around which columns are as bright as usual, and the level under them is the usual one.
+
+    Parameters
+    ----------
+    yx_px : (N, 2) float64
+        Positions [px].
+    intensity : (N,) float64
+        Relative to the median host column.
+    level : (N,) float64
+        Of the image under the columns, in the same units.
+
+    Returns
+    -------
+    (N,) bool
+    """
+    if len(yx_px) < 12:
+        return np.zeros(len(yx_px), dtype=bool)
+    near = cKDTree(yx_px).query(yx_px, k=12)[1]
+    with np.errstate(invalid="ignore"):
+        usual = np.abs(intensity[near[:, 1:4]].mean(axis=1) - 1) < CLEAN
+        usual &= (intensity[near[:, 1:]] < MOST_USUAL).all(axis=1)
+        return usual & (level - np.median(level[near[:, 4:]], axis=1) < CLEAN_LEVEL)
 
 
 def foreign_sites(*, intensity: NDArray[np.float64], sigma: NDArray[np.float64], measured: NDArray[np.bool_],
-                  share: NDArray[np.float64], contrast: float) -> NDArray[np.bool_]:
+                  share: NDArray[np.float64], clean: NDArray[np.bool_], contrast: float) -> NDArray[np.bool_]:
     """Sites of a foreign element heavier than the host.
 
     Parameters
@@ -38,6 +72,8 @@ def foreign_sites(*, intensity: NDArray[np.float64], sigma: NDArray[np.float64],
         False where the intensity is rough; there it may only object to the network's class.
     share : (N,) float64
         Part of the network's atom probability that is of the class 'dopant'.
+    clean : (N,) bool
+        Whether nothing lies on the surroundings, see `clean_surroundings`.
     contrast : float
         Ratio of the atomic numbers of the foreign and the host element.
 
@@ -59,6 +95,10 @@ def foreign_sites(*, intensity: NDArray[np.float64], sigma: NDArray[np.float64],
         half = (share > HALF_BELIEF) & (above > 1) & (beyond_host > DOPANT_SIGMAS + 1)
         # So bright that no host column can be: the network missed the class, not the atom.
         bright = above > 3.4
+        # A single bright column on a clean sheet needs no dirt to be allowed for.
+        divide = np.sqrt(least)
+        clear = (clean & (beyond_host > CLEAR_SIGMAS)
+                 & ((intensity - divide) / np.hypot(sigma, LIMIT_SPREAD * divide) > CLEAR_LIMIT_SIGMAS))
         # Heights of overlapping columns trade against each other where neighbouring pixels share their noise.
         objected = (intensity - limit) / np.hypot(ROUGH * intensity, LIMIT_SPREAD * limit) < -1
-    return np.where(measured, agreed | half | bright, network & ~objected)
+    return np.where(measured, agreed | half | bright | clear, network & ~objected)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stemdl_core.foreign import foreign_sites
+from stemdl_core.foreign import clean_surroundings, foreign_sites
 
 SILICON = 14 / 6
 
 
-def decide(intensity, *, sigma=0.08, share=0.9, measured=True, contrast=SILICON):
+def decide(intensity, *, sigma=0.08, share=0.9, measured=True, clean=False, contrast=SILICON):
     intensity = np.atleast_1d(np.asarray(intensity, dtype=float))
     n = len(intensity)
     return foreign_sites(intensity=intensity, sigma=np.full(n, sigma), measured=np.full(n, measured),
-                         share=np.broadcast_to(np.asarray(share, dtype=float), n), contrast=contrast)
+                         share=np.broadcast_to(np.asarray(share, dtype=float), n), clean=np.full(n, clean),
+                         contrast=contrast)
 
 
 def test_a_bright_carbon_beside_silicon_is_carbon():
@@ -46,3 +47,23 @@ def test_the_limit_follows_the_element():
     """1.9 times the host: too weak for germanium, not for sodium."""
     assert not decide(1.9, contrast=32 / 6).any()
     assert decide(1.9, contrast=11 / 6).all()
+
+
+def test_a_single_bright_column_on_a_clean_sheet_is_foreign_whatever_the_network_says():
+    assert decide(2.8, sigma=0.25, share=0.05, clean=True).all()
+    # Dirt may be as bright; a host column and one or two adatoms are not, nor is what is hardly measured.
+    assert not decide(2.8, sigma=0.25, share=0.05).any()
+    assert not decide([1.0, 1.6, 2.0], sigma=0.25, share=0.05, clean=True).any()
+    assert not decide(2.8, sigma=0.6, share=0.05, clean=True).any()
+
+
+def test_surroundings_are_clean_where_only_one_column_is_bright(rng):
+    yx = np.stack(np.meshgrid(np.arange(10.0), np.arange(10.0), indexing="ij"), -1).reshape(-1, 2)
+    intensity, level = rng.normal(1.0, 0.1, 100), np.zeros(100)
+    middle = 45
+    intensity[middle] = 3.0
+    assert clean_surroundings(yx, intensity, level)[middle]
+    patch = np.hypot(*(yx - yx[middle]).T) < 2.2
+    assert not clean_surroundings(yx, intensity + 0.8 * patch, level)[middle]
+    assert not clean_surroundings(yx, intensity, level + 0.4 * (np.arange(100) == middle))[middle]
+    assert not clean_surroundings(yx[:5], intensity[:5], level[:5]).any()
