@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .bonding import DOPANT_HOST_LIMIT, DOPANT_PAIR_LIMIT
 from .graph import DEFAULT_SIGMA_PM, AtomGraph
@@ -27,13 +28,11 @@ _BONDED_REACH = 0.17
 #: Log-odds in favour of a bond where a host atom would otherwise lack one: beside a cluster carbon hardly
 #: ever keeps a dangling bond; beside a single dopant it may (the vacancy-silicon complex).
 _LACKING_CLUSTER, _LACKING_SINGLE = 3.0, 0.0
-#: A single dopant in a divacancy: by how much the farthest of the four carbon atoms is farther than the mean
-#: of the others, when bonded (4-fold) and when left alone (vacancy complex), and the spread of both, over the
-#: sum of covalent radii. 4-fold is the more common.
-_FOURTH_BONDED, _FOURTH_ALONE = (0.02, 0.04), (0.35, 0.08)
-#: The same of how far the dopant is from the middle of the divacancy, away from that atom. The next host atoms around
-#: say where the middle is: none of them moves by much.
-_MIDDLE_BONDED, _MIDDLE_ALONE = (0.01, 0.03), (0.20, 0.05)
+#: A single dopant in a divacancy, over the sum of covalent radii: by how much the farthest of the four carbon atoms is
+#: farther than the mean of the others, and how far the dopant is from the middle of the hole, away from that atom (the
+#: next host atoms around say where the middle is: none of them moves by much); means and spreads of both, when bonded
+#: (4-fold) and when left alone (vacancy complex). 4-fold is the more common.
+_HOLE_BONDED, _HOLE_ALONE = ((0.02, 0.01), (0.04, 0.03)), ((0.35, 0.20), (0.08, 0.05))
 _FOURFOLD_PRIOR = 0.7
 #: The same for light dopants.
 LIGHT_LIMIT = 1.35
@@ -132,33 +131,39 @@ def weigh_fourth(graph: AtomGraph, items: list[Contact], pair_pm: float) -> list
     if len(items) != 4:
         return items
     near, far = sorted(items, key=lambda c: c.length_pm)[:3], max(items, key=lambda c: c.length_pm)
-    excess = (far.length_pm - sum(c.length_pm for c in near) / 3.0) / pair_pm
+    own = position_sigma(graph, far.dopant)
+    other = math.sqrt(max(far.sigma_pm**2 - own**2, 0.0))
     # The dopant's own error enters the far contact once and the opposite one with the other sign.
-    blur = 1.76 * far.sigma_pm / math.sqrt(2.0) / pair_pm
-    # The farthest of four equal ones lies one standard deviation out by selection.
-    odds = _FOURFOLD_PRIOR + _shape_odds(excess, blur, _FOURTH_BONDED, _FOURTH_ALONE, selected=0.8 * blur)
+    shape = [far.length_pm - sum(c.length_pm for c in near) / 3.0]
+    noise = [[(4 / 3 * own) ** 2 + 4 / 3 * other**2]]
     four = [c.other for c in items]
     around = [k for j in four for k in graph.neighbours[j] if k not in four and not graph.foreign[k]]
     if len(around) == 8:
         way = graph.yx_nm[[c.other for c in near]].mean(axis=0) - graph.yx_nm[far.other]
         off = (graph.yx_nm[far.dopant] - graph.yx_nm[around].mean(axis=0)) @ way / max(float(np.hypot(*way)), 1e-9)
-        error = math.hypot(position_sigma(graph, far.dopant), *(position_sigma(graph, k) / 8 for k in around))
-        odds += _shape_odds(1e3 * float(off) / pair_pm, error / pair_pm, _MIDDLE_BONDED, _MIDDLE_ALONE)
+        shape.append(1e3 * float(off))
+        noise[0].append(4 / 3 * own**2)
+        noise.append([noise[0][1], own**2 + sum(position_sigma(graph, k) ** 2 for k in around) / 64])
+    odds = _FOURFOLD_PRIOR + _shape_odds(np.array(shape) / pair_pm, np.array(noise) / pair_pm**2)
     probability = 1.0 / (1.0 + math.exp(-min(max(odds, -30.0), 30.0)))
     return [replace(c, probability=probability) if c is far else c for c in items]
 
 
-def _shape_odds(value: float, blur: float, bonded: tuple[float, float], alone: tuple[float, float], *,
-                selected: float = 0.0) -> float:
-    """Log-odds of four bonds over three from a measure that is smaller with four; means and spreads of both.
+def _shape_odds(shape: NDArray[np.float64], noise: NDArray[np.float64]) -> float:
+    """Log-odds of four bonds over three from measures that are smaller with four, and the covariance of their errors.
 
-    One-sided: less than usual with four bonds speaks no less for four, more than usual with three no less for three.
+    What is beyond the usual, on either side, speaks for neither more than the usual does.
     """
+    n = len(shape)
+    (four, four_spread), (three, three_spread) = (np.array(v)[:, :n] for v in (_HOLE_BONDED, _HOLE_ALONE))
+    # The farthest of four equal ones lies one standard deviation out by selection.
+    four = four + np.array([0.8 * math.sqrt(noise[0, 0]), 0.0])[:n]
+    value = np.clip(shape, np.minimum(four, three), three)
     odds = 0.0
-    for sign, (mean, spread) in ((1.0, bonded), (-1.0, alone)):
-        width = math.hypot(spread, blur)
-        away = max(0.0, sign * (value - mean - (selected if sign > 0 else 0.0))) / width
-        odds -= sign * (0.5 * away**2 + math.log(width))
+    for sign, mean, spread in ((1.0, four, four_spread), (-1.0, three, three_spread)):
+        covariance = noise + np.diag(spread**2)
+        away = value - mean
+        odds -= sign * 0.5 * float(away @ np.linalg.solve(covariance, away) + np.log(np.linalg.det(covariance)))
     return odds
 
 

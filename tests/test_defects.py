@@ -297,3 +297,20 @@ def test_labelled_real_images_are_read_right(shared_data):
     assert dict(found[0][0].composition) == {"Si": 1, "C": 3}
     assert dict(found[1][0].composition) == {"Si": 3, "C": 6}
     assert found[1][0].missing_atoms == 3
+
+
+def test_four_fold_is_told_from_the_vacancy_complex_by_all_that_the_hole_shows():
+    """Silicon is placed three times as well as carbon: where it is in the hole says more than the four lengths."""
+    right = 0
+    for k in range(100):
+        rng = np.random.default_rng([15, k])
+        kind = ("Si-C4", "Si-C3+V")[k % 2]
+        specimen = add_defect(graphene(fov_nm=3.0, rotation_deg=3.0 * k), kind, (1.5, 1.5), rng=rng)
+        sites, shape = observed(specimen, rng, noise_pm=13.0)
+        silicon = int(np.flatnonzero(sites.species == "Si")[0])
+        exact, _ = observed(specimen, rng, noise_pm=0.0)
+        place = exact.yx_px[exact.species == "Si"][0] + rng.normal(0, 4e-3 / PIXEL_NM, 2)
+        yx, sigma = sites.yx_px.copy(), np.array(sites.sigma_pm)
+        yx[silicon], sigma[silicon] = place, 4.0
+        right += kind in names_of(sites.replace(y_px=yx[:, 0], x_px=yx[:, 1], sigma_pm=sigma), shape)
+    assert right >= 96
