@@ -21,7 +21,7 @@ LEAST_CONTRAST_Z = 3.5
 
 
 #: Neighbours whose scatter says how far columns depart here, and the part of them that departs by less than that.
-CROWD, TYPICAL = 60, 0.7
+CROWD, TYPICAL = 60, 0.8
 
 
 def _scatter_around(yx_nm: NDArray[np.float64], deviation: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -234,6 +234,19 @@ def test_light_atoms_by_contrast_only_when_clear(rng):
     assert false == 0
 
 
+def test_columns_under_speckled_dirt_are_not_nitrogen(rng):
+    """Thin dirt on a quarter of the field scatters its columns; nitrogen on the clean part is named all the same."""
+    named = []
+    for k in range(6):
+        specimen = add_defect(graphene(fov_nm=5.0, rotation_deg=9.0 * k), "N-C3", (3.5, 3.5), rng=rng)
+        sites, shape = observed(specimen, rng, intensity_noise=0.03)
+        dirty = (sites.yx_px < 0.5 * np.array(shape)).all(axis=1)
+        rough = np.where(dirty, sites.intensity * (1 + rng.normal(0, 0.10, len(sites))), sites.intensity)
+        carbon = sites.replace(species=np.full(len(sites), "C"), intensity=rough)
+        named.append(names_of(carbon, shape))
+    assert named == [["N-C3"]] * 6
+
+
 def test_distortion_of_the_scan_is_corrected_before_lengths_are_taken(rng):
     specimen = add_defect(graphene(fov_nm=3.0), "Si-C4", (1.5, 1.5), rng=rng)
     sites, _shape = observed(specimen, rng, noise_pm=2.0)

@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from stemdl_core.arrangement import Counts
 from stemdl_core.calibration import PixelSize
 from stemdl_core.defects import find_defects
 from stemdl_core.graph import build_graph
 from stemdl_core.materials import get_material
+from stemdl_core.rearrange import Place, Search
 from stemdl_core.refine import refine_sites
-from stemdl_core.repair import reconsider, revised
+from stemdl_core.repair import CORE_NM, reconsider, revised
 from stemdl_core.simulate import degrade
 from stemdl_core.simulate.dataset import Conditions, simulate_frame
 from stemdl_core.simulate.structures import add_defect, graphene
@@ -109,3 +111,24 @@ def test_too_few_sites_change_nothing():
     revision = reconsider(image, np.ones(image.shape, bool), empty, refined, vacancies_px=np.zeros((0, 2)))
     assert not revision.changed
     assert revision.added_px.shape == revision.holes_px.shape == (0, 2)
+
+
+def test_the_perfect_lattice_has_an_atom_on_every_site(rng):
+    """Also at the rim of a place, where an atom may be inside and its site outside."""
+    s = picture(sheet(), rng, dose=40.0)
+    yx, _ = drawn_perfect(s.frame.shape)
+    refined = refine_sites(s.frame.image, yx[:, 0], yx[:, 1], pixel_size_nm=PIXEL_NM)
+    sites = Sites.from_columns(y_px=refined.y_px, x_px=refined.x_px, sigma_pm=refined.sigma_pm,
+                               species=np.full(len(yx), "C"), score=np.full(len(yx), 0.99),
+                               intensity=refined.amplitude / np.median(refined.amplitude))
+    graph = build_graph(sites, material=GRAPHENE, pixel_size=SIZE, shape=s.frame.image.shape)
+    counts = Counts(s.frame.image, np.ones(s.frame.image.shape, bool), refined, refined.imaging, SIZE)
+    checked = 0
+    for center in graph.yx_nm[((graph.yx_nm > 0.6) & (graph.yx_nm < 2.0)).all(axis=1)]:
+        search = Search(counts, graph, refined.amplitude, Place(center, CORE_NM), 10)
+        lattice = search._lattice()
+        if lattice is not None:
+            perfect = search._perfect(lattice)  # None where it is what was found
+            assert perfect is None or len(perfect.yx_nm) == len(search.start.yx_nm)
+            checked += 1
+    assert checked > 30
