@@ -162,7 +162,9 @@ def _names(defect: Defect) -> dict[str, float]:
             counts = next(iter(defect.coordination.values()))
             for number, probability in counts.items():
                 if probability > 1e-4:
-                    names.setdefault(f"{stem}-{symbol.group()}{number}", float(probability))
+                    # Where four host atoms are around it, one that is left alone leaves the vacancy complex.
+                    left = "+V" if number == 3 and host[symbol.end() :] == "4" else ""
+                    names.setdefault(f"{stem}-{symbol.group()}{number}{left}", float(probability))
     total = sum(names.values())
     return {k: v / total for k, v in names.items()} if total > 1.0 else names
 
