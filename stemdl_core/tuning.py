@@ -33,7 +33,7 @@ TOLERANCE_NM = 0.050
 PRACTICE = Ranges(sigma_nm=(0.035, 0.058), tail_sigma_nm=(0.10, 0.25), tail_fraction=(0.0, 0.4),
                   dopant_gain=(0.85, 1.15))
 #: Probabilities of the class 'masked' that are tried as the limit.
-MASKED = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+MASKED = (0.3, 0.4, 0.5, 0.6, 0.7)
 #: Lowest response that is looked at when thresholds are chosen.
 LOWEST_RESPONSE = 0.10
 
