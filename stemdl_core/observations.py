@@ -158,12 +158,13 @@ def _names(defect: Defect) -> dict[str, float]:
         # A single foreign atom: the probabilities of its numbers of bonds are those of its names.
         stem, _, host = defect.name.partition("-")
         symbol = re.match(r"[A-Z][a-z]?", host)
-        if symbol is not None and host[symbol.end() :].isdigit():
+        bonds = "" if symbol is None else host[symbol.end() :]
+        if symbol is not None and bonds.isdigit():
             counts = next(iter(defect.coordination.values()))
             for number, probability in counts.items():
                 if probability > 1e-4:
                     # Where four host atoms are around it, one that is left alone leaves the vacancy complex.
-                    left = "+V" if number == 3 and host[symbol.end() :] == "4" else ""
+                    left = "+V" if number == 3 and bonds == "4" else ""
                     names.setdefault(f"{stem}-{symbol.group()}{number}{left}", float(probability))
     total = sum(names.values())
     return {k: v / total for k, v in names.items()} if total > 1.0 else names

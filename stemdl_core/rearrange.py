@@ -350,9 +350,7 @@ class Search:
         new = lattice[(np.hypot(*(lattice - self.place.center).T) < self.place.radius + 0.02)
                       | (_nearest(old, lattice) < 0.5 * self.host)]
         new = new[_nearest(rest.yx_nm, new) > 0.5 * self.host]
-        if len(new) == len(old) and (len(old) == 0 or
-                                     np.max(np.min(np.hypot(*(old[:, None] - new[None]).transpose(2, 0, 1)),
-                                                   axis=0)) < 0.3 * self.host):
+        if len(new) == len(old) and (_nearest(old, new) < 0.3 * self.host).all():
             return None
         # A site that is there keeps its number: only what differs is a change.
         result = rest.with_atoms(new, self.unit)
