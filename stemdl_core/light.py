@@ -24,17 +24,16 @@ LEAST_CONTRAST_Z = 3.5
 CROWD, TYPICAL = 60, 0.8
 
 
-def _scatter_around(yx_nm: NDArray[np.float64], deviation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) standard deviation of the columns around each one: thin dirt is speckled, and it lies in patches.
+def _scatter_around(yx_nm: NDArray[np.float64], size: NDArray[np.float64], which: NDArray[np.intp],
+                    ) -> NDArray[np.float64]:
+    """(M,) standard deviation of the columns around each one of `which`: dirt is speckled, and it lies in patches.
 
-    From a quantile, so that a few foreign atoms among the neighbours do not widen it; never below that of the frame.
+    From a quantile of the sizes (N,) of their deviations, so that a few foreign atoms among them do not widen it.
     """
-    size = np.abs(deviation)
-    whole = 1.4826 * float(np.median(size))
-    near = cKDTree(yx_nm).query(yx_nm, k=min(CROWD, len(size)))[1]
+    near = cKDTree(yx_nm).query(yx_nm[which], k=min(CROWD, len(size)))[1]
     # Of a normal distribution this part lies within so many standard deviations.
     reach = float(ndtri(0.5 + 0.5 * TYPICAL))
-    return np.maximum(whole, np.quantile(size[near], TYPICAL, axis=1) / reach)
+    return np.quantile(size[near], TYPICAL, axis=1) / reach
 
 
 def light_substitutions(graph: AtomGraph) -> list[tuple[int, str, float]]:
@@ -84,9 +83,12 @@ def light_substitutions(graph: AtomGraph) -> list[tuple[int, str, float]]:
     local = total / np.maximum(count, 1.0)
     ratio = intensity[index] / np.maximum(local[index], 1e-3)
     deviation = ratio - np.median(ratio)
-    width = np.maximum(np.hypot(sigma[index], 0.03), _scatter_around(graph.yx_nm[index], deviation))
+    size = np.abs(deviation)
+    width = np.maximum(np.hypot(sigma[index], 0.03), 1.4826 * np.median(size))
+    standing_out = np.flatnonzero(size > STRICT_Z * width)
+    width[standing_out] = np.maximum(width[standing_out], _scatter_around(graph.yx_nm[index], size, standing_out))
     found = []
-    for k in np.flatnonzero(np.abs(deviation) > STRICT_Z * width).tolist():
+    for k in standing_out[size[standing_out] > STRICT_Z * width[standing_out]].tolist():
         expected = {s: (z / 6.0) ** Z_EXPONENT - 1.0 for s, z in (("B", 5), ("N", 7), ("O", 8))}
         fit = {s: float(np.exp(-0.5 * ((deviation[k] - e) / np.hypot(width[k], 0.06)) ** 2))
                for s, e in expected.items()}
@@ -94,7 +96,7 @@ def light_substitutions(graph: AtomGraph) -> list[tuple[int, str, float]]:
         if abs(expected[symbol]) < LEAST_CONTRAST_Z * width[k]:
             continue
         neighbours = graph.neighbours[int(index[k])]
-        crowd = np.abs(intensity[neighbours] / max(local[index[k]], 1e-3) - 1.0) > 4.0 * np.max(width)
+        crowd = np.abs(intensity[neighbours] / max(local[index[k]], 1e-3) - 1.0) > 4.0 * width[k]
         if symbol in ("N", "B") and fit[symbol] > 0.01 and not np.any(crowd):
             pure = float(np.exp(-0.5 * (deviation[k] / width[k]) ** 2)) * len(index)
             found.append((int(index[k]), symbol, float(fit[symbol] / (fit[symbol] + pure + 0.02))))

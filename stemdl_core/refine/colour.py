@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import minimum_filter
 
-from .grid import box3
+from .grid import average, box3
 
 #: The largest wave number over the inverse width of a column (2 pi k sigma) at which the noise is looked at, also as a
 #: part of what the pixels can show; and two bands below it. Even a bright column has no power there (exp(-9) at most).
@@ -66,8 +66,7 @@ def noise_colour(image: NDArray[np.floating], usable: NDArray[np.bool_], *, binn
     part = np.where(good | (np.abs(part - level) < 6 * spread), part - level, np.float32(0))
     window = np.hanning(height)[:, None].astype(np.float32) * np.hanning(width).astype(np.float32)
     # What contamination scatters is noisier than the sheet: finest structure and power are those of the same pixels.
-    coarse, seen, share = (v.reshape(height // binning, binning, width // binning, binning).mean((1, 3))
-                           for v in (part, window, good))
+    coarse, seen, share = (average(v, binning) for v in (part, window, good.astype(np.float32)))
     whole = minimum_filter(share, 3)[1:-1, 1:-1] > 0.999
     weight = seen[1:-1, 1:-1] ** 2 * whole
     if not weight.any():

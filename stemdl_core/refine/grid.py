@@ -59,6 +59,14 @@ class Grid:
         return Noise(slope, level, max(0.03 * (level + slope * top), 1e-14))
 
 
+def average(values: NDArray[np.floating], binning: int) -> NDArray[np.floating]:
+    """Means of `binning` x `binning` pixels; both sides are multiples of it."""
+    height, width = (n // binning for n in values.shape)
+    # Two passes (rows, then columns by a matrix product) read the large array once.
+    rows = values.reshape(height, binning, width * binning).sum(1)
+    return np.asarray(rows.reshape(height, width, binning) @ np.full(binning, binning**-2.0, values.dtype))
+
+
 def make_grid(image: NDArray[np.floating], usable: NDArray[np.bool_], *, pixel_size_pm: float, binning: int,
               pad: int) -> Grid | None:
     """Average `binning` x `binning` raw pixels and bring the intensity to order one.
@@ -73,18 +81,12 @@ def make_grid(image: NDArray[np.floating], usable: NDArray[np.bool_], *, pixel_s
     if binning == 1:
         mean, count = image if all_good else np.where(usable, image, 0), usable.astype(np.float32)
     else:
-        shape = (height, binning, width, binning)
-        ones = np.ones(binning, image.dtype)
-        values = image[:rows, :columns] if all_good else np.where(usable, image, 0)[:rows, :columns]
-        # Two passes (rows, then columns by a matrix product) read the large array once.
-        mean = values.reshape(height, binning, columns).sum(1).reshape(height, width, binning) @ ones
+        mean = average(image[:rows, :columns] if all_good else np.where(usable, image, 0)[:rows, :columns], binning)
         if all_good:
             count = np.ones((height, width), np.float32)
-            mean = mean / binning**2
         else:
-            counts = usable[:rows, :columns].reshape(shape).sum((1, 3)).astype(np.float32)
-            mean = mean / np.maximum(counts, 1)
-            count = counts / np.float32(binning**2)
+            count = average(usable[:rows, :columns].astype(np.float32), binning)
+            mean = mean / np.maximum(count, np.float32(1 / binning**2))
     good = mean if all_good else mean[count > 0]
     if good.size < 16:
         return None
