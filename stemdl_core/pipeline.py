@@ -63,7 +63,7 @@ class Detection:
     lattice_visible : bool
         Whether the spectrum of the image, or of the map of atoms, shows the host lattice.
     mended : Mended, optional
-        The image without bad pixels; its `valid` leaves out what is masked, too.
+        The image that was fitted, without bad pixels; its `valid` leaves out what is masked, too.
     """
 
     pixel_size: PixelSize
@@ -147,6 +147,8 @@ def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> De
     if len(start):
         refined = refine_sites(mended.image, start[:, 0], start[:, 1], pixel_size_nm=pixel_size.nm,
                                groups=dopant_class.astype(int), valid=usable)
+        if refined.sharpened is not None:
+            mended = Mended(refined.sharpened, mended.valid)
     sites, absent = _make_sites(score, dopant_class, share, refined, material, dopant)
     if refined is not None and len(sites):
         absent = absent | off_the_sheet(coarse, to_model_px(sites.yx_px, shape, small), sites, refined, sure=CERTAIN,

@@ -17,6 +17,7 @@ from .fit import Fit, Prior, State, height_prior
 from .grid import estimate_noise
 from .model import Array
 from .result import Imaging, Refined, unrefined
+from .sharpen import undo_smoothing
 from .work import Work
 
 #: Gauss-Newton steps of the columns, and how exactly each is solved: the error of a start within 40 pm falls
@@ -101,21 +102,30 @@ def _refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike,
     # Groups of their own: where the specimen ends at the border, they find that there is nothing.
     labels = np.r_[labels, labels[like] + labels.max() + 1]
 
-    def fitted(noise_factor: float) -> tuple[Refined, float]:
-        work = Work(image, usable, y0, x0, pixel_pm=1e3 * pixel_size_nm, noise_factor=noise_factor,
-                    sigma_pm=None if sigma_probe_nm is None else 1e3 * sigma_probe_nm,
-                    noise_line=None if whole is None else (whole.gain, whole.intercept))
+    def fitted(image: NDArray[np.floating], noise_line: tuple[float, float] | None = None,
+               white: float | None = None) -> tuple[Refined, float]:
+        work = Work(image, usable, y0, x0, pixel_pm=1e3 * pixel_size_nm, noise_line=noise_line,
+                    sigma_pm=None if sigma_probe_nm is None else 1e3 * sigma_probe_nm)
         if work.state is None:
             return unrefined(y0, x0, prior_sigma_pm), 1.0
-        return _refine(work, labels, prior_sigma_pm, longest_step_pm)
+        return _refine(work, labels, prior_sigma_pm, longest_step_pm, white)
 
-    refined, excess = fitted(1.0)
+    refined, excess = fitted(image, None if whole is None else (whole.gain, whole.intercept))
+    sharp = None
     # Smoothed, enlarged or slowly detected images share their noise between pixels. What a pixel alone shows of it is
-    # far too little: the fit would follow the noise, away from good start positions. Once more with what was seen.
+    # far too little: the fit would follow the noise, away from good start positions.
     if excess > CORRELATED and whole is None:
-        refined, _ = fitted(excess)
+        undone = undo_smoothing(image, usable, pixel_nm=pixel_size_nm)
+        if undone is not None:
+            sharp, white = undone
+            refined, excess = fitted(sharp, white=white)
+        if excess > CORRELATED and (found := refined.imaging) is not None:
+            # Once more with the noise that was seen, and only that: the finest structure of a stiffer fit is another.
+            level = max(found.misfit, 1.0)
+            refined, _ = fitted(image if sharp is None else sharp, (level * found.gain, level * found.intercept))
+    refined = replace(refined, sharpened=sharp)
     return replace(refined, **{f.name: getattr(refined, f.name)[:asked]
-                               for f in fields(refined) if f.name != "imaging"})
+                               for f in fields(refined) if f.name not in ("imaging", "sharpened")})
 
 
 def _check(image: NDArray[np.floating], y: Array, x: Array, pixel_size_nm: float, groups: ArrayLike | None,
@@ -137,9 +147,12 @@ def _check(image: NDArray[np.floating], y: Array, x: Array, pixel_size_nm: float
     return usable
 
 
-def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float,
-            longest_step_pm: float) -> tuple[Refined, float]:
-    """Columns, noise and probe in turn, then the covariance; and by how much the noise exceeds what was assumed."""
+def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest_step_pm: float,
+            white: float | None) -> tuple[Refined, float]:
+    """Columns, noise and probe in turn, then the covariance; and by how much the noise exceeds what was assumed.
+
+    `white` is the mean variance of a raw pixel at the scale of a column, where it is known.
+    """
     fit, grid, state, picture = work.fit, work.grid, work.state, work.picture
     assert state is not None
     step_pm = grid.step_pm
@@ -159,9 +172,8 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float,
             prior.mean[:, 0] *= state.height[0] / reference
             mean = fit.mean(state, picture)
             if work.noise_line is None:
-                factor = work.noise_factor
-                noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise.times(1 / factor))
-                state = replace(state, noise=noise.times(factor))
+                noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise)
+                state = replace(state, noise=noise)
         before = state
         state, normal = fit.column_step(state, picture, prior, longest=longest, tolerance=_TOLERANCES[turn],
                                         weight=None if turn else work.first_weight, couplings=couplings)
@@ -183,8 +195,14 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float,
     residual = grid.image - mean
     check = check_residual(residual, mean, state.noise, grid.usable, picture)
     colour = 1.0
-    if work.noise_factor == 1.0 and work.noise_line is None:
-        colour = noise_colour(work.image, work.usable, binning=grid.binning, sigma_px=state.shape.sigma * grid.binning)
+    if work.noise_line is None:
+        inner = (slice(grid.pad, -grid.pad),) * 2
+        expected = (grid.scale * grid.binning) ** 2 * state.noise.variance(mean[inner])
+        if white is not None:
+            colour = max(1.0, white / float(expected[grid.usable[inner] > 0].mean()))
+        else:
+            colour = noise_colour(work.image, work.usable, expected, binning=grid.binning,
+                                  sigma_px=state.shape.sigma * grid.binning)
     own_cov, more = normal.covariance()
     # A site without pixels knows what was believed before, and no more.
     believed = 1 / prior.precision

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import minimum_filter
 
-from .grid import average, box3
+from .grid import average, filled
 
 #: The largest wave number over the inverse width of a column (2 pi k sigma) at which the noise is looked at, also as a
 #: part of what the pixels can show; and two bands below it. Even a bright column has no power there (exp(-9) at most).
@@ -33,8 +33,9 @@ def _frequency(height: int, width: int) -> NDArray[np.float32]:
     return np.hypot(fft.fftfreq(height)[:, None], fft.rfftfreq(width)).astype(np.float32)
 
 
-def noise_colour(image: NDArray[np.floating], usable: NDArray[np.bool_], *, binning: int, sigma_px: float) -> float:
-    """Power of the noise at the scale of a column over that of white noise of the same finest structure; at least one.
+def noise_colour(image: NDArray[np.floating], usable: NDArray[np.bool_], expected: NDArray[np.floating], *,
+                 binning: int, sigma_px: float) -> float:
+    """Power of the noise at the scale of a column over that of white noise of the expected variance; at least one.
 
     Parameters
     ----------
@@ -42,8 +43,10 @@ def noise_colour(image: NDArray[np.floating], usable: NDArray[np.bool_], *, binn
         Raw image.
     usable : (H, W) bool
         Pixels that may be used.
+    expected : (H // binning, W // binning) float array
+        Variance of raw pixels if their noise were white, one value for each working pixel [image units squared].
     binning : int
-        Raw pixels per working pixel along one axis: the finest structure is that of working pixels.
+        Raw pixels per working pixel along one axis.
     sigma_px : float
         Width of a column [raw px].
 
@@ -60,19 +63,16 @@ def noise_colour(image: NDArray[np.floating], usable: NDArray[np.bool_], *, binn
         return 1.0
     if not good.any():
         return 1.0
-    # Without the holes that pixels left out would make: their edges have power at all wave numbers, and of smoothed
-    # noise there is a millionth at the largest. What is left out for being no lattice is noisy all the same.
-    level, spread = float(part[good].mean()), float(part[good].std())
-    part = np.where(good | (np.abs(part - level) < 6 * spread), part - level, np.float32(0))
+    part = filled(part, good)
     window = np.hanning(height)[:, None].astype(np.float32) * np.hanning(width).astype(np.float32)
-    # What contamination scatters is noisier than the sheet: finest structure and power are those of the same pixels.
-    coarse, seen, share = (average(v, binning) for v in (part, window, good.astype(np.float32)))
-    whole = minimum_filter(share, 3)[1:-1, 1:-1] > 0.999
-    weight = seen[1:-1, 1:-1] ** 2 * whole
+    seen, share = average(window, binning), average(good.astype(np.float32), binning)
+    # At the rim of what is left out the expected variance is that of something else.
+    weight = seen**2 * (minimum_filter(share, 3) > 0.999)
     if not weight.any():
         return 1.0
-    finest = float((weight * box3(coarse, 1.0, -2.0) ** 2).sum()) / (36 * float(weight.sum()))
-    white = finest * binning**2 * float((window**2).sum())
+    rows, columns = (slice(n // binning, (n + m) // binning) for n, m in zip((top, left), part.shape, strict=True))
+    # What is left out is taken to be as noisy as the rest.
+    white = float((weight * expected[rows, columns]).sum() / weight.sum() * (window**2).sum())
     if not white > 0:
         return 1.0
     # A few zeros more, and the transform has no large prime factor.

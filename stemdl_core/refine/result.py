@@ -70,6 +70,9 @@ class Refined:
         False where the fit ran away or saw no column: the start position is kept there.
     imaging : Imaging or None
         The probe and the noise that were found; None where nothing could be fitted.
+    sharpened : (H, W) float array or None
+        The image that was fitted, where it is not the given one: its smoothing undone. Heights, background, probe and
+        noise are of this image.
     """
 
     y_px: NDArray[np.float64]
@@ -80,10 +83,11 @@ class Refined:
     background: NDArray[np.float64]
     converged: NDArray[np.bool_]
     imaging: Imaging | None
+    sharpened: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if f.name != "imaging":
+            if f.name not in ("imaging", "sharpened"):
                 column = np.array(getattr(self, f.name), dtype=bool if f.name == "converged" else np.float64)
                 column.flags.writeable = False
                 object.__setattr__(self, f.name, column)

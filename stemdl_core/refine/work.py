@@ -26,11 +26,11 @@ class Work:
     """Working pixels of the frame, a window of it for what all columns share, and a first state."""
 
     def __init__(self, image: NDArray[np.floating], usable: NDArray[np.bool_], y_px: Array, x_px: Array, *,
-                 pixel_pm: float, sigma_pm: float | None, noise_factor: float = 1.0,
+                 pixel_pm: float, sigma_pm: float | None,
                  noise_line: tuple[float, float] | None = None) -> None:
         self.state: State | None = None
         self.image, self.usable = image, usable
-        self.noise_factor, self.noise_line = noise_factor, noise_line
+        self.noise_line = noise_line
         trials = TRIAL_SIGMA_PM if sigma_pm is None else tuple(f * sigma_pm for f in (0.72, 1.0, 1.4))
         guess = 45.0 if sigma_pm is None else sigma_pm
         for _ in range(2):
@@ -60,7 +60,6 @@ class Work:
             if mended is grid:
                 break
             grid = mended
-        noise = noise.times(self.noise_factor)
         if self.noise_line is not None:
             noise = grid.noise(*self.noise_line, top=float(smooth.max()))
         # Weights from the image itself: the first model is too poor to say where the counts are.

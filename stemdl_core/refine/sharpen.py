@@ -1,0 +1,131 @@
+"""Smoothing undone: what a Gaussian blur took from fine structure is given back, as far as it is above the rounding.
+
+An image that was smoothed has lost next to no information: columns and noise fell together. But a fit that takes the
+noise for white, of the level that it has at the scale of a column, weighs the finer structure that tells neighbours
+apart as if it were noisier than it is. With the blur known from the noise itself, the image as it was taken is had
+back, and its noise is white again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+from scipy.ndimage import laplace
+from scipy.optimize import least_squares
+
+from .grid import filled
+
+#: Wave numbers [1/nm] between which the noise is looked at: below, what lies on the sheet is as strong.
+_SMALLEST, _LARGEST = 55.0, 170.0
+#: Bands of wave numbers, and fewest components of each.
+_BANDS, _FEWEST = 14, 60
+#: A weaker blur than this is not worth undoing [nm], and one wider than that is not believed.
+_LEAST_NM, _MOST_NM = 0.010, 0.07
+#: Fall of the noise's power from the first band to the last by which a blur shows [nepers].
+_LEAST_FALL = 1.5
+#: Typical residual of the law [standard deviations of a band] up to which the blur is taken for a Gaussian one.
+_WORST_FIT = 3.0
+#: Wave numbers up to which structure is given back [1/nm]: columns have none beyond the first, next to none beyond the
+#: last. The largest is taken at which the borders stay quiet.
+_LIMITS = (115.0, 98.0, 84.0, 72.0, 62.0, 54.0)
+#: Finest structure along a border over that inside beyond which the border was not blurred like the rest.
+_BORDER = 2.0
+
+
+def undo_smoothing(image: NDArray[np.floating], usable: NDArray[np.bool_], *,
+                   pixel_nm: float) -> tuple[NDArray[np.float64], float] | None:
+    """The image before a Gaussian blur that its own noise shows, and the variance of its noise.
+
+    Parameters
+    ----------
+    image : (H, W) float array
+        Raw image.
+    usable : (H, W) bool
+        Pixels that may be used.
+    pixel_nm : float
+        Pixel size [nm/px].
+
+    Returns
+    -------
+    sharp : (H, W) float64
+        The image with its fine structure.
+    variance : float
+        Of a pixel, if its noise were as strong at all wave numbers as it is at those of columns [image units squared].
+
+    None where there is no such blur.
+
+    Notes
+    -----
+    White noise after a Gaussian blur of width s has the power A exp(-k^2 s^2), over a floor F of rounding and readout.
+    Both are fitted to the medians of bands of wave numbers (the lattice's peaks are few among all components); the
+    filter is that of Wiener, exp(k^2 s^2 / 2) / (1 + F / A exp(k^2 s^2)), in cosines: their mirrored borders are
+    those of most blurs.
+    """
+    if min(image.shape) < 64 or not usable.any():
+        return None
+    level, values = float(image[usable].mean()), filled(image.astype(np.float64), usable)
+    height, width = values.shape
+    window = np.hanning(height)[:, None] * np.hanning(width)
+    k2 = (2 * np.pi / pixel_nm) ** 2 * (fft.fftfreq(height)[:, None] ** 2 + fft.rfftfreq(width) ** 2)
+    law = _law(np.abs(fft.rfft2(window * values)) ** 2, k2, 0.95 * np.pi / pixel_nm)
+    if law is None:
+        return None
+    power, s2, floor = law
+    waves = fft.dctn(values, norm="ortho")
+    k2 = (np.pi / pixel_nm) ** 2 * ((np.arange(height) / height)[:, None] ** 2 + (np.arange(width) / width) ** 2)
+    blur = np.exp(np.minimum(k2 * s2, 60.0))
+    gain = np.sqrt(blur) / (1 + floor * blur)
+    for limit in _LIMITS:
+        # Half a Gaussian beyond the limit: a sharp edge would ring.
+        beyond = np.maximum(np.sqrt(k2) / limit - 1, 0)
+        sharp = fft.idctn(waves * gain * np.exp(-0.5 * (beyond / 0.15) ** 2 - beyond * limit**2 * s2), norm="ortho")
+        if _quiet_borders(sharp, usable):
+            return sharp + level, power / float((window**2).sum())
+    return None
+
+
+def _law(power: NDArray[np.float64], k2: NDArray[np.float64], nyquist: float) -> tuple[float, float, float] | None:
+    """(A, s^2 [nm^2], F / A) of the noise's power A (exp(-k^2 s^2) + F / A); None where there is no such blur."""
+    edges = np.linspace(_SMALLEST, min(_LARGEST, nyquist), _BANDS + 1) ** 2
+    at, log, error = [], [], []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        chosen = power[(k2 >= low) & (k2 < high)]
+        if len(chosen) >= _FEWEST and np.median(chosen) > 0:
+            at.append(0.5 * (low + high))
+            # The median of an exponential distribution.
+            log.append(float(np.log(np.median(chosen) / np.log(2))))
+            error.append(1.5 / np.sqrt(len(chosen)) + 0.03)
+    if len(at) < 4 or at[-1] < 1.5 * at[0]:
+        return None
+    x, y, sigma = np.array(at), np.array(log), np.array(error)
+    if y[0] - y[-1] < _LEAST_FALL:
+        return None
+
+    def off(p: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray((p[0] + np.logaddexp(-p[1] * x, p[2]) - y) / sigma)
+
+    # The floor makes several minima: the best of a grid is improved.
+    blurs, floors = np.meshgrid(np.linspace(_LEAST_NM, _MOST_NM, 61) ** 2, np.arange(-40.0, 0.0, 1.0))
+    blurs, floors = blurs.ravel(), floors.ravel()
+    shape = np.logaddexp(-blurs[:, None] * x, floors[:, None])
+    tops = np.median(y - shape, axis=1)
+    cost = np.sqrt(1 + ((tops[:, None] + shape - y) / sigma) ** 2).sum(1)
+    best = int(np.argmin(cost))
+    found = least_squares(off, [tops[best], blurs[best], floors[best]], loss="soft_l1", x_scale=[1.0, 1e-4, 3.0],
+                          bounds=([-np.inf, 0.0, -60.0], [np.inf, 1.1 * _MOST_NM**2, 0.0]))
+    if found.x[1] < _LEAST_NM**2 or float(np.median(np.abs(off(found.x)))) > _WORST_FIT:
+        return None
+    return float(np.exp(found.x[0])), float(found.x[1]), float(np.exp(found.x[2]))
+
+
+def _quiet_borders(sharp: NDArray[np.float64], usable: NDArray[np.bool_]) -> bool:
+    """Whether the finest structure along all borders is hardly stronger than inside."""
+    squares = laplace(sharp) ** 2
+    rim = max(4, min(sharp.shape) // 20)
+    core = (slice(2 * rim, -2 * rim),) * 2
+    inner = squares[core][usable[core]]
+    if not len(inner):
+        return False
+    sides = squares[1:rim], squares[-rim:-1], squares[:, 1:rim], squares[:, -rim:-1]
+    return all(float(np.median(side)) < _BORDER * float(np.median(inner)) for side in sides)
