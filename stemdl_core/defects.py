@@ -38,6 +38,8 @@ WEIGHED_NM = 0.2
 CHAIN_REACH_NM = 1.3
 #: Two grains differ by at least this [deg]; below it a single dislocation has no boundary to belong to.
 SMALLEST_MISORIENTATION_DEG = 4.0
+#: Readings of a cluster of rings that say no more than that it is odd, or a piece of something larger.
+UNNAMED = ("5-7", "unknown")
 
 
 def find_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | None = None,
@@ -256,7 +258,7 @@ def _ring_defects(
 ) -> list[Defect]:
     odd = graph.inside & (graph.faces.size != 6)
     odd[list(dopant_faces(graph, dopants.tolist()))] = False
-    clusters = [describe(graph, group) for group in group_faces(graph, np.flatnonzero(odd).tolist())]
+    clusters = [c for group in group_faces(graph, np.flatnonzero(odd).tolist()) for c in _clusters(graph, group)]
     found, pieces = [], []
     for cluster in clusters:
         reading = ring_name(cluster)
@@ -279,6 +281,21 @@ def _ring_defects(
         elif whole:
             found.append(_ring_defect(graph, "unknown", chain, 0.5))
     return found
+
+
+def _clusters(graph: AtomGraph, group: tuple[int, ...]) -> list[Cluster]:
+    """The cluster; or, where it has no name of its own, what has one of it without its rings at the border.
+
+    Beside the border an atom is easily missed or misplaced, and an odd ring there may touch a defect that is whole.
+    """
+    whole = describe(graph, group)
+    reading = ring_name(whole)
+    if reading is None or reading[0] not in UNNAMED:
+        return [whole]
+    inner = [f for f in group if not graph.sites.edge[graph.faces.nodes(f)].any()]
+    parts = [describe(graph, part) for part in group_faces(graph, inner)]
+    named = [c for c in parts if (its := ring_name(c)) is not None and its[0] not in UNNAMED]
+    return named if named and len(inner) < len(group) else [whole]
 
 
 def ring_name(cluster: Cluster) -> tuple[str, float] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from .planar import find_faces
 #: frame has a thousand atoms, of which noise makes one or two fainter by three and a half standard deviations: that
 #: alone is no vacancy.
 ODD, ODD_ATOMS = 12.0, 12.0
+#: An arrangement that fewer log-odds are against is that of perfect lattice.
+EVEN = 3.0
 #: Log-odds against every bond too many, and in favour of what the network has seen.
 CROWDED, SEEN = 4.0, 1.0
 #: Log-odds against each change within so many host bonds of a dopant.
@@ -35,7 +38,7 @@ CLOSEST_TO_DOPANT = 1.05
 DECISIVE = 1.5
 #: Changes that are expected to lose more than this are not looked into; of the likeliest only so many are, and only
 #: those expected to come near the best one.
-PROMISING, LIKELIEST, MOST_OPTIONS, NEAR_BEST = -3.0, 6, 3, 7.0
+PROMISING, LIKELIEST, MOST_OPTIONS, NEAR_BEST = -3.0, 10, 4, 7.0
 #: Gauss-Newton steps by which options are compared, and of an arrangement that is kept.
 FIRST_STEPS, ALL_STEPS = 2, 4
 #: Log-odds against the perfect lattice beyond which changes to it are of no interest when what was found fits.
@@ -71,7 +74,7 @@ class Search:
     def __init__(self, counts: Counts, graph: AtomGraph, heights: Array, place: Place, most_fits: int) -> None:
         self.graph, self.place = graph, place
         self.fits, self.most_fits = 0, most_fits
-        self.belief = math.nan
+        self.belief, self.mended = math.nan, False
         self.host = graph.scale * graph.material.bond_nm
         self.certainty = 0.5
         self.empty: list[Array] = []
@@ -108,7 +111,7 @@ class Search:
                 other, reached = self._climb(flat, lattice)
                 if reached > top:
                     best, top = other, reached
-        if self._oddness(best.atoms) > 0.25 * ODD:
+        if self._oddness(best.atoms) > EVEN:
             # What would be reported may be a turned bond of which one atom was overlooked: far from what was found, one
             # turn from flat, and too large a change for what it gains to be foreseen.
             for base in (now, flat):
@@ -124,7 +127,8 @@ class Search:
                 self._believe(now, flat)
             # The same atoms, but not where they were found: a turned bond drawn as if it were not.
             return now if self.replaced(now).any() else None
-        if best is not flat:
+        self.mended = self._oddness(best.atoms) < EVEN < self._oddness(now.atoms)
+        if not self.mended:
             self._believe(best, now if flat is None else flat)
         self.certainty = 1.0 / (1.0 + math.exp(-min(top - first, 30.0)))
         return best
@@ -227,8 +231,10 @@ class Search:
         found: list[tuple[float, Arrangement]] = []
         there = atoms.height[:, None].astype(np.float32) * patch.profile(atoms.yx_nm) * now.root
         if len(mine):
-            gain = patch.promise(now, -there[mine], mine[:, None]) + self._odd_height(atoms.height[mine])
-            found += [(float(g), atoms.without(int(i))) for g, i in zip(gain, mine)]
+            for group in (mine[:, None], *self._neighbours(atoms, mine)):
+                gain = patch.promise(now, -there[group].sum(1), group) + self._odd_height(atoms.height[group]).sum(1)
+                best = np.argsort(-gain)[:LIKELIEST]
+                found += [(float(gain[k]), atoms.without(group[k].tolist())) for k in best]
         places = []
         near = patch.yx_nm[np.hypot(*(patch.yx_nm - self.place.center).T) < self.place.radius + 0.05]
         near = near[:: max(1, len(near) // 80)]
@@ -249,6 +255,20 @@ class Search:
         found = [option for option in found if option[0] > PROMISING]
         found = sorted(found, key=lambda o: -o[0])[:MOST_OPTIONS]
         return [option for option in found if option[0] > found[0][0] - NEAR_BEST]
+
+    def _neighbours(self, atoms: Arrangement, mine: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Groups of atoms that may be missing together: pairs, an atom with two of its neighbours, and with all three.
+
+        Taken away one by one, each would have to pay for a defect of its own before the evidence is complete.
+        """
+        pairs = mine[cKDTree(atoms.yx_nm[mine]).query_pairs(1.32 * self.host, output_type="ndarray")].reshape(-1, 2)
+        around: dict[int, list[int]] = {}
+        for a, b in pairs.tolist():
+            around.setdefault(a, []).append(b)
+            around.setdefault(b, []).append(a)
+        three = [(i, *two) for i, near in around.items() for two in combinations(near, 2)]
+        four = [(i, *near) for i, near in around.items() if len(near) == 3]
+        return [np.array(group, dtype=np.int64) for group in (pairs, three, four) if len(group)]
 
     def _odd_height(self, height: Array) -> Array:
         """Log-probability that host columns lose by their heights."""

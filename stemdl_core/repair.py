@@ -32,6 +32,8 @@ DOUBTFUL, UNSURE = 1.5, 0.7
 WORST_MISFIT = 6.0
 #: Radius of the part that is rearranged, and largest part [nm].
 CORE_NM, LARGEST_NM = 0.26, 0.62
+#: What was odd and does not fit is looked at once more with so much of its surroundings [nm].
+WIDER_NM = 0.12
 #: Nearer to the border than this nothing is looked at [nm].
 BORDER_NM = 0.22
 #: Sites within this of a change take their new positions [nm].
@@ -111,6 +113,14 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
         search = Search(counts, graph, heights, place, MOST_FITS - fits)
         found = search.best()
         fits += search.fits
+        if search.mended and place.radius < CORE_NM + WIDER_NM:
+            # Odd as it was found and nothing odd explains it better than perfect lattice: what is there may be larger.
+            wide = Place(place.center, place.radius + WIDER_NM)
+            other = Search(counts, graph, heights, wide, MOST_FITS - fits)
+            larger = other.best()
+            fits += other.fits
+            if larger is not None and not other.mended:
+                place, search, found = wide, other, larger
         holes += search.empty
         if not math.isnan(search.belief):
             weighed.append((*place.center, search.belief))

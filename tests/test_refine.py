@@ -160,18 +160,6 @@ def test_line_jitter_widens_sigma(rng: np.random.Generator) -> None:
     assert 0.8 < scores.std() < 1.2
 
 
-@pytest.mark.parametrize("smoothing_pm", [16, 30])
-def test_sigma_holds_in_smoothed_images(smoothing_pm: int, rng: np.random.Generator) -> None:
-    # Smoothing leaves a hundredth of the noise between pixels and all of it at the scale of a column.
-    world = scene("lattice", 150, 0.008)
-    image = gaussian_filter(world.image(rng), smoothing_pm / 8)
-    found = refine_sites(image, *world.start(rng, 12.0), pixel_size_nm=0.008)
-    scores = world.errors_pm(found.y_px, found.x_px) / found.sigma_pm[world.judged, None]
-    assert 0.4 < scores.std() < 1.5
-    assert found.imaging is not None
-    assert found.imaging.electrons_per_atom < 4 * 150
-
-
 def test_a_start_far_off_is_kept_and_marked(rng: np.random.Generator) -> None:
     world = scene("isolated", 1000, 0.02)
     start = world.start(rng, 5.0)

@@ -201,7 +201,7 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
         if white is not None:
             colour = max(1.0, white / float(expected[grid.usable[inner] > 0].mean()))
         else:
-            colour = noise_colour(work.image, work.usable, expected, binning=grid.binning,
+            colour = noise_colour(work.image, work.unspoilt(), expected, binning=grid.binning,
                                   sigma_px=state.shape.sigma * grid.binning)
     own_cov, more = normal.covariance()
     # A site without pixels knows what was believed before, and no more.

@@ -124,6 +124,16 @@ class Work:
         self._chosen = np.flatnonzero((y > y0 - near) & (y < y1 + near) & (x > x0 - near) & (x < x1 + near))
         self.window = Fit(grid, Background(grid.image.shape, pad, _NODE_SPACING_PM / grid.step_pm))
 
+    def unspoilt(self) -> NDArray[np.bool_]:
+        """(H, W) raw pixels that may be used and are no spikes."""
+        pad, b = self.grid.pad, self.grid.binning
+        whole = self.grid.usable[pad:-pad, pad:-pad] > 0
+        if whole.all():
+            return self.usable
+        result = self.usable.copy()
+        result[: b * whole.shape[0], : b * whole.shape[1]] &= whole.repeat(b, 0).repeat(b, 1)
+        return result
+
     def probe_step(self, state: State, variance: Array) -> State:
         """The state with a better probe, and heights that go with it.
 

@@ -1,0 +1,89 @@
+"""Smoothed images: the blur is read from the noise and undone, positions and their errors are those of the raw image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from column_scenes import scene
+from scipy.ndimage import gaussian_filter
+
+from stemdl_core.refine import refine_sites
+from stemdl_core.refine.sharpen import undo_smoothing
+
+PIXEL_NM = 0.015
+
+
+def rms(errors: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(errors**2)))
+
+
+@pytest.mark.parametrize("dose", [50, 1000])
+@pytest.mark.parametrize("smoothing_pm", [16, 30])
+def test_positions_and_errors_of_a_smoothed_image_are_those_of_the_raw_one(dose: float, smoothing_pm: float) -> None:
+    raw_errors, errors, scores = [], [], []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        world = scene("lattice", dose, PIXEL_NM)
+        image, start = world.image(rng), world.start(rng, 10.0)
+        smooth = gaussian_filter(image.astype(np.float32), 1e-3 * smoothing_pm / PIXEL_NM)
+        raw, found = (refine_sites(i, *start, pixel_size_nm=PIXEL_NM) for i in (image, smooth))
+        assert raw.sharpened is None
+        assert found.sharpened is not None
+        raw_errors.append(world.errors_pm(raw.y_px, raw.x_px))
+        errors.append(world.errors_pm(found.y_px, found.x_px))
+        scores.append(errors[-1] / found.sigma_pm[world.judged, None])
+    assert rms(np.array(errors)) < 1.12 * rms(np.array(raw_errors))
+    assert 0.75 < rms(np.array(scores)) < 1.25
+
+
+@pytest.mark.parametrize("how", ["reflect", "nearest", "cropped", "integer"])
+def test_any_border_and_rounding(how: str, rng: np.random.Generator) -> None:
+    world = scene("lattice", 200, PIXEL_NM)
+    image, start = world.image(rng).astype(np.float64), world.start(rng, 10.0)
+    width = 0.03 / PIXEL_NM
+    if how == "cropped":
+        smooth = gaussian_filter(np.pad(image, 15, mode="wrap"), width)[15:-15, 15:-15]
+    else:
+        smooth = gaussian_filter(image, width, mode="nearest" if how == "nearest" else "reflect")
+    if how == "integer":
+        smooth = np.round(4000 * (smooth - smooth.min()) / np.ptp(smooth))
+    raw, found = (refine_sites(i, *start, pixel_size_nm=PIXEL_NM) for i in (image, smooth))
+    errors = world.errors_pm(found.y_px, found.x_px)
+    assert rms(errors) < 1.35 * rms(world.errors_pm(raw.y_px, raw.x_px))
+    assert 0.65 < rms(errors / found.sigma_pm[world.judged, None]) < 1.3
+
+
+@pytest.mark.parametrize("smoothing_nm", [0.015, 0.03])
+def test_the_image_before_the_blur_is_had_back(smoothing_nm: float, rng: np.random.Generator) -> None:
+    world = scene("lattice", 300, PIXEL_NM)
+    image = world.image(rng).astype(np.float64)
+    undone = undo_smoothing(gaussian_filter(image, smoothing_nm / PIXEL_NM), np.ones(image.shape, bool),
+                            pixel_nm=PIXEL_NM)
+    assert undone is not None
+    # As a probe of 40 pm would see both: what is finer was given up.
+    blurred, expected = (gaussian_filter(i, 0.04 / PIXEL_NM)[12:-12, 12:-12] for i in (undone[0], image))
+    assert np.std(blurred - expected) < 0.05 * np.std(expected)
+    # The variance that is stated is that of the raw image.
+    assert undone[1] == pytest.approx(float(np.var(image - world.mean)), rel=0.35)
+
+
+def test_an_image_that_was_not_smoothed_is_left_alone(rng: np.random.Generator) -> None:
+    image = scene("lattice", 100, PIXEL_NM).image(rng)
+    assert undo_smoothing(image, np.ones(image.shape, bool), pixel_nm=PIXEL_NM) is None
+
+
+def test_pixels_left_out_do_not_spoil_the_blur(rng: np.random.Generator) -> None:
+    world = scene("lattice", 200, PIXEL_NM)
+    image = world.image(rng).astype(np.float64)
+    # A bright and noisy patch of dirt, and a line that was lost afterwards.
+    rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
+    patch = (rows - 30) ** 2 + (columns - 40) ** 2 < 20**2
+    clean = float(np.var(image))
+    image[patch] += image.std() * rng.normal(6.0, 1.5, int(patch.sum()))
+    smooth = gaussian_filter(image, 0.03 / PIXEL_NM)
+    smooth[70] = 0.0
+    valid = ~patch
+    valid[70] = False
+    undone = undo_smoothing(smooth, valid, pixel_nm=PIXEL_NM)
+    assert undone is not None
+    assert 0.5 * clean < undone[1] < 2.0 * clean
