@@ -61,6 +61,11 @@ class Arrangement:
     origin: NDArray[np.int64]
     free: NDArray[np.bool_]
 
+    def part(self, index: NDArray[np.intp], *, free: NDArray[np.bool_] | None = None) -> Arrangement:
+        """Some of the atoms, in the order of their indices; all as free as they are, or as said."""
+        chosen = (getattr(self, name)[index] for name in ("yx_nm", "height", "dopant", "origin"))
+        return Arrangement(*chosen, self.free[index] if free is None else free)
+
     def without(self, index: int | list[int]) -> Arrangement:
         """The same less some atoms."""
         keep = np.ones(len(self.yx_nm), dtype=bool)

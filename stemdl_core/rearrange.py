@@ -68,13 +68,41 @@ class Place:
     radius: float
 
 
-class Search:
-    """Arrangements at one place."""
+def as_found(graph: AtomGraph, heights: Array) -> Arrangement:
+    """All atoms of a graph, of the given heights (N,) [image units]; none of them free."""
+    n = len(graph.sites)
+    return Arrangement(graph.yx_nm, heights, graph.foreign, np.arange(n), np.zeros(n, dtype=bool))
 
-    def __init__(self, counts: Counts, graph: AtomGraph, heights: Array, place: Place, most_fits: int) -> None:
+
+class Search:
+    """Arrangements at one place.
+
+    Parameters
+    ----------
+    counts : Counts
+    graph : AtomGraph
+        What was found.
+    sheet : Arrangement
+        All atoms as they are thought to be now; none of them free.
+    place : Place
+    most_fits : int
+        Arrangements fitted at most.
+
+    Attributes
+    ----------
+    belief : float
+        Probability that the place is not perfect lattice; NaN where that was not weighed.
+    rearranged, mended : bool
+        Whether something else than what was found explains the counts best; and whether it is perfect lattice, which
+        what was found was not.
+    empty : list of (2,) float64
+        Lattice sites [nm] on which the counts show that no atom is.
+    """
+
+    def __init__(self, counts: Counts, graph: AtomGraph, sheet: Arrangement, place: Place, most_fits: int) -> None:
         self.graph, self.place = graph, place
         self.fits, self.most_fits = 0, most_fits
-        self.belief, self.mended = math.nan, False
+        self.belief, self.mended, self.rearranged = math.nan, False, False
         self.host = graph.scale * graph.material.bond_nm
         self.certainty = 0.5
         self.empty: list[Array] = []
@@ -82,13 +110,15 @@ class Search:
         self.patch = Patch(counts, place.center, reach + 2.2 * counts.sigma_nm)
         hidden = float((self.patch.share < 0.99).mean()) if len(self.patch) else 1.0
         self.rim = RIM if hidden > HIDDEN_SHARE else 0.0
-        near = np.array(graph.tree.query_ball_point(place.center, reach + 4.5 * counts.sigma_nm + 0.25), dtype=np.int64)
-        distance = np.hypot(*(graph.yx_nm[near] - place.center).T)
-        own = ~graph.foreign[near] & (distance < 1.0)
-        typical = heights[near[own & (graph.degree[near] == 3)]]
-        self.unit = float(np.median(typical)) if len(typical) >= 6 else float(np.median(heights[~graph.foreign]))
-        self.start = Arrangement(graph.yx_nm[near], heights[near], graph.foreign[near], near, distance < reach)
-        self.own = near[distance < reach]
+        self.sheet = sheet
+        away = np.hypot(*(sheet.yx_nm - place.center).T)
+        self._near = np.flatnonzero(away < reach + 4.5 * counts.sigma_nm + 0.25)
+        self.start = sheet.part(self._near, free=away[self._near] < reach)
+        known = self.start.origin >= 0
+        usual = known & ~self.start.dopant & (away[self._near] < 1.0)
+        usual[known] &= graph.degree[self.start.origin[known]] == 3
+        typical = self.start.height[usual]
+        self.unit = float(np.median(typical if len(typical) >= 6 else sheet.height[~sheet.dopant]))
 
     def best(self) -> Fitted | None:
         """The most probable arrangement, None where it is the found one."""
@@ -127,6 +157,7 @@ class Search:
                 self._believe(now, flat)
             # The same atoms, but not where they were found: a turned bond drawn as if it were not.
             return now if self.replaced(now).any() else None
+        self.rearranged = True
         self.mended = self._oddness(best.atoms) < EVEN < self._oddness(now.atoms)
         if not self.mended:
             self._believe(best, now if flat is None else flat)
@@ -155,6 +186,26 @@ class Search:
         gone = np.hypot(*(atoms.yx_nm - self.graph.yx_nm[atoms.origin]).T) > MOVED * self.host
         return ~known | (gone & atoms.free & ~atoms.dopant)
 
+    def applied(self, found: Fitted) -> Arrangement:
+        """The sheet with the found arrangement in it; atoms that were put there have no number."""
+        atoms, new = found.atoms, self.replaced(found)
+        rest = np.setdiff1d(np.arange(len(self.sheet.yx_nm)), self._near[self.start.free])
+        old, own = self.sheet.part(rest), atoms.part(np.flatnonzero(atoms.free))
+        origin = np.where(new[atoms.free], -1, own.origin)
+        return Arrangement(*(np.concatenate([getattr(old, name), value]) for name, value in
+                             (("yx_nm", own.yx_nm), ("height", own.height), ("dopant", own.dopant), ("origin", origin),
+                              ("free", np.zeros(len(origin), dtype=bool)))))
+
+    def around(self, found: Fitted) -> Place | None:
+        """The place of all that is odd now, where this one is too small for it; else None."""
+        yx = found.atoms.yx_nm[self._lacking(found.atoms)[0] > 0]
+        if not len(yx):
+            return None
+        if np.hypot(*(yx - self.place.center).T).max() < self.place.radius:
+            return None
+        middle = yx.mean(axis=0)
+        return Place(middle, max(self.place.radius, float(np.hypot(*(yx - middle).T).max())))
+
     def _fit(self, atoms: Arrangement, iterations: int = ALL_STEPS) -> Fitted:
         self.fits += 1
         return self.patch.fit(atoms, unit=self.unit, host_nm=self.host, iterations=iterations)
@@ -164,29 +215,35 @@ class Search:
 
     def _oddness(self, atoms: Arrangement) -> float:
         """Log-odds against the bonds of an arrangement before the counts are looked at."""
-        yx = atoms.yx_nm
-        pairs = cKDTree(yx).query_pairs(1.32 * self.host, output_type="ndarray")
-        light = ~atoms.dopant[pairs].any(axis=1)
-        degree = np.bincount(pairs[light].ravel(), minlength=len(yx))
-        inner = np.hypot(*(yx - self.place.center).T) < self.place.radius + MARGIN_NM
-        crowded = float(np.maximum(degree - 3, 0)[inner & ~atoms.dopant].sum())
-        lonely = float((degree[inner & ~atoms.dopant] < 2).sum())
+        lacking, pairs, inner = self._lacking(atoms)
         if len(pairs) == 0:
             return ODD
-        dopant_near = np.zeros(len(yx), dtype=bool)
-        if atoms.dopant.any():
-            dopant_near = cKDTree(yx[atoms.dopant]).query(yx)[0] < 1.7 * self.host
-        faces = find_faces(yx, pairs[:, 0], pairs[:, 1])
-        hexagons = np.bincount(faces.start, weights=((faces.size == 6) & (faces.area > 0))[faces.face],
-                               minlength=len(yx))
-        lacking = np.where(inner & ~dopant_near, (3.0 - hexagons).clip(0), 0.0)
+        light = ~atoms.dopant[pairs].any(axis=1)
+        degree = np.bincount(pairs[light].ravel(), minlength=len(inner))
+        crowded = float(np.maximum(degree - 3, 0)[inner & ~atoms.dopant].sum())
+        lonely = float((degree[inner & ~atoms.dopant] < 2).sum())
         # Two defects are as rare as one times one.
         linked = pairs[(lacking > 0)[pairs].all(axis=1)]
-        links = coo_array((np.ones(len(linked)), linked.T), shape=(len(yx), len(yx)))
+        links = coo_array((np.ones(len(linked)), linked.T), shape=(len(inner), len(inner)))
         _, part = connected_components(links, directed=False)
         odd = np.bincount(part, weights=lacking)
         rare = (ODD + self.rim) * float((1.0 - np.exp(-odd / ODD_ATOMS)).sum())
         return rare + CROWDED * crowded + 2.0 * lonely + self._beside(atoms)
+
+    def _lacking(self, atoms: Arrangement) -> tuple[Array, NDArray[np.intp], NDArray[np.bool_]]:
+        """(N,) hexagons that each atom of this place lacks, (M, 2) bonds, and (N,) which atoms are of this place."""
+        yx = atoms.yx_nm
+        pairs = cKDTree(yx).query_pairs(1.32 * self.host, output_type="ndarray")
+        inner = np.hypot(*(yx - self.place.center).T) < self.place.radius + MARGIN_NM
+        if len(pairs) == 0:
+            return np.zeros(len(yx)), pairs, inner
+        near_dopant = np.zeros(len(yx), dtype=bool)
+        if atoms.dopant.any():
+            near_dopant = cKDTree(yx[atoms.dopant]).query(yx)[0] < 1.7 * self.host
+        faces = find_faces(yx, pairs[:, 0], pairs[:, 1])
+        hexagons = np.bincount(faces.start, weights=((faces.size == 6) & (faces.area > 0))[faces.face],
+                               minlength=len(yx))
+        return np.where(inner & ~near_dopant, (3.0 - hexagons).clip(0), 0.0), pairs, inner
 
     def _beside(self, atoms: Arrangement) -> float:
         """Log-odds against changes beside a dopant, whose light covers what stands there."""

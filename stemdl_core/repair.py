@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from .arrangement import Array, Counts
+from .arrangement import Array, Counts, Fitted
 from .graph import AtomGraph
-from .rearrange import MARGIN_NM, Place, Search
+from .rearrange import MARGIN_NM, Place, Search, as_found
 from .refine import Imaging, Refined, refine_sites
 from .rings import group_faces
 from .sites import Sites
@@ -92,50 +92,66 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
         Where the network sees missing atoms [px].
     """
     n = len(graph.sites)
-    keep, added, score, holes = np.ones(n, dtype=bool), [], [], []
-    none = np.zeros((0, 2))
+    keep, none = np.ones(n, dtype=bool), np.zeros((0, 2))
     imaging = refined.imaging
     if n < 12 or imaging is None or not imaging.misfit < WORST_MISFIT:
         return Revision(keep, none, np.zeros(0), none)
     heights = _heights(graph, refined)
     if heights is None:
         return Revision(keep, none, np.zeros(0), none)
+    sheet = as_found(graph, heights)
+    counts = Counts(image, valid, refined, imaging, graph.pixel_size)
     altered: list[Place] = []
     weighed: list[tuple[float, float, float]] = []
+    holes: list[Array] = []
+    put: list[tuple[Array, float]] = []
     fits = 0
-    counts = Counts(image, valid, refined, imaging, graph.pixel_size)
+
+    def search_at(place: Place) -> tuple[Search, Fitted | None]:
+        nonlocal fits
+        search = Search(counts, graph, sheet, place, MOST_FITS - fits)
+        found = search.best()
+        fits += search.fits
+        return search, found
+
     for place in _places(graph, graph.pixel_size.to_nm(vacancies_px).reshape(-1, 2)):
         if any(math.dist(place.center, c.center) < place.radius + c.radius + MARGIN_NM for c in altered):
             # What is about to change here is judged by what was found before: not twice.
             continue
         if fits >= MOST_FITS:
             break
-        search = Search(counts, graph, heights, place, MOST_FITS - fits)
-        found = search.best()
-        fits += search.fits
+        search, found = search_at(place)
         if search.mended and place.radius < CORE_NM + WIDER_NM:
             # Odd as it was found and nothing odd explains it better than perfect lattice: what is there may be larger.
-            wide = Place(place.center, place.radius + WIDER_NM)
-            other = Search(counts, graph, heights, wide, MOST_FITS - fits)
-            larger = other.best()
-            fits += other.fits
-            if larger is not None and not other.mended:
-                place, search, found = wide, other, larger
+            wide, larger = search_at(Place(place.center, place.radius + WIDER_NM))
+            if larger is not None and not wide.mended:
+                search, found = wide, larger
+        elif search.rearranged and found is not None and (whole := search.around(found)) is not None:
+            # Part of what is odd now is out of reach.
+            before, sheet = sheet, search.applied(found)
+            wide, larger = search_at(whole)
+            if larger is None or wide.mended:
+                sheet = before
+            else:
+                altered.append(search.place)
+                wide.belief = search.belief if math.isnan(wide.belief) else wide.belief
+                search, found = wide, larger
         holes += search.empty
         if not math.isnan(search.belief):
-            weighed.append((*place.center, search.belief))
+            weighed.append((*search.place.center, search.belief))
         if found is None:
             continue
-        altered.append(place)
-        new = search.replaced(found)
-        keep[search.own[~np.isin(search.own, found.atoms.origin[~new])]] = False
-        for yx in found.atoms.yx_nm[new]:
-            if not added or np.min(np.hypot(*(np.array(added) - yx).T)) > 0.5 * search.host:
-                added.append(yx)
-                score.append(search.certainty)
+        altered.append(search.place)
+        sheet = search.applied(found)
+        put.append((sheet.yx_nm[sheet.origin < 0], search.certainty))
+    gone = ~np.isin(np.arange(n), sheet.origin)
+    new = sheet.yx_nm[sheet.origin < 0]
+    # An atom is as certain as the search that put it there.
+    score = np.zeros(len(new))
+    for yx, certainty in reversed(put if len(new) else []):
+        score[cKDTree(new).query(yx)[1]] = certainty
     to_px = graph.pixel_size.to_px
-    return Revision(keep, to_px(np.array(added)).reshape(-1, 2) if added else none, np.array(score),
-                    to_px(np.array(holes)).reshape(-1, 2) if holes else none,
+    return Revision(~gone, to_px(new).reshape(-1, 2), score, to_px(np.array(holes)).reshape(-1, 2) if holes else none,
                     np.array(weighed, dtype=np.float64).reshape(-1, 3))
 
 

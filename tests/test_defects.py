@@ -201,6 +201,24 @@ def test_silicon_at_the_border_is_no_defect_by_itself(rng):
     assert names_of(part, shape) == []
 
 
+def test_an_odd_ring_at_the_border_takes_no_name_from_the_defect_beside_it(rng):
+    specimen = add_defect(graphene(fov_nm=3.0, rotation_deg=7.0), "DV(555-777)", (0.45, 1.5), rng=rng)
+    sites, shape = observed(specimen, rng)
+    graph = graph_of(sites, shape)
+    bonds, edge = graph.bonds, graph.sites.edge & (sites.y_px < 40)
+    touching = []
+    for a, b in zip(bonds.a, bonds.b):
+        if not (edge[a] and edge[b]):
+            continue
+        # Two atoms at the border taken for one: its ring is a pentagon.
+        y, x = sites.y_px.copy(), sites.x_px.copy()
+        y[a], x[a] = 0.5 * (y[a] + y[b]) + 2, 0.5 * (x[a] + x[b])
+        merged = sites.replace(y_px=y, x_px=x).select(np.arange(len(sites)) != b)
+        touching.append(names_of(merged, shape))
+    assert len(touching) > 5
+    assert all(names == ["DV(555-777)"] for names in touching)
+
+
 def test_grain_boundary_is_one_defect_with_its_misorientation():
     from stemdl_core.rings import misorientation_deg
     from stemdl_core.simulate.grain_boundary import boundary_sheet

@@ -9,7 +9,7 @@ import pytest
 from column_scenes import SIGMA_NM, Scene, fit_one_by_one, honeycomb, laplacian_parabola, scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import gaussian_filter, gaussian_laplace, maximum_filter
+from scipy.ndimage import gaussian_laplace, maximum_filter
 from scipy.spatial import cKDTree
 
 from stemdl_core.errors import StemdlError

@@ -12,7 +12,7 @@ from stemdl_core.calibration import PixelSize
 from stemdl_core.defects import find_defects
 from stemdl_core.graph import build_graph
 from stemdl_core.materials import get_material
-from stemdl_core.rearrange import Place, Search
+from stemdl_core.rearrange import Place, Search, as_found
 from stemdl_core.refine import refine_sites
 from stemdl_core.repair import CORE_NM, reconsider, revised
 from stemdl_core.simulate import degrade
@@ -97,6 +97,17 @@ def test_perfect_lattice_is_left_alone(rng):
         assert revision.keep.all()
 
 
+def test_atoms_that_are_missing_together_are_found_missing_together():
+    """One by one they would not be: each would have to pay for a defect of its own. The place may have to grow."""
+    right = 0
+    for kind in ("DV(5-8-5)", "V3", "V4"):
+        for seed in range(5):
+            rng = np.random.default_rng(seed)
+            s = picture(add_defect(sheet(), kind, (1.3, 1.3), rng=rng), rng, dose=400.0)
+            right += second_look(s.frame.image, *drawn_perfect(s.frame.shape))[0] == [kind]
+    assert right >= 13
+
+
 def test_what_is_found_rightly_stays(rng):
     for kind in ("Si-C4", "DV(5-8-5)"):
         s = picture(add_defect(sheet(), kind, (1.3, 1.3), rng=rng), rng)
@@ -125,7 +136,7 @@ def test_the_perfect_lattice_has_an_atom_on_every_site(rng):
     counts = Counts(s.frame.image, np.ones(s.frame.image.shape, bool), refined, refined.imaging, SIZE)
     checked = 0
     for center in graph.yx_nm[((graph.yx_nm > 0.6) & (graph.yx_nm < 2.0)).all(axis=1)]:
-        search = Search(counts, graph, refined.amplitude, Place(center, CORE_NM), 10)
+        search = Search(counts, graph, as_found(graph, refined.amplitude), Place(center, CORE_NM), 10)
         lattice = search._lattice()
         if lattice is not None:
             perfect = search._perfect(lattice)  # None where it is what was found

@@ -1,4 +1,4 @@
-"""Smoothed images: the blur is read from the noise and undone, positions and their errors are those of the raw image."""
+"""Smoothed images: the blur is read from the noise and undone; positions and errors are those of the raw image."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import pytest
 from column_scenes import scene
 from scipy.ndimage import gaussian_filter
 
+from stemdl_core import analyze_frame, load_model
 from stemdl_core.refine import refine_sites
 from stemdl_core.refine.sharpen import undo_smoothing
+from stemdl_core.simulate import degrade
+from stemdl_core.simulate.dataset import Conditions, simulate_frame
+from stemdl_core.simulate.structures import add_defect, graphene
 
 PIXEL_NM = 0.015
 
@@ -87,3 +91,12 @@ def test_pixels_left_out_do_not_spoil_the_blur(rng: np.random.Generator) -> None
     undone = undo_smoothing(smooth, valid, pixel_nm=PIXEL_NM)
     assert undone is not None
     assert 0.5 * clean < undone[1] < 2.0 * clean
+
+
+@pytest.mark.parametrize("kind", ["SV", "SW(55-77)"])
+def test_defects_of_a_smoothed_image_are_named(kind: str, rng: np.random.Generator) -> None:
+    specimen = add_defect(graphene(fov_nm=3.2, rotation_deg=11.0), kind, (1.6, 1.6), rng=rng)
+    conditions = Conditions(pixel_nm=0.018, detector=degrade.Detector(dose_e_per_atom=200.0, readout_e=1.0),
+                            smoothing_px=2.0)
+    found = analyze_frame(simulate_frame(specimen, conditions, rng).frame, load_model("graphene"))
+    assert [d.name for d in found.defects] == [kind]

@@ -34,7 +34,7 @@ LEAST_SHARE = 0.02
 COLLAPSED_PM = 65.0
 
 #: Residual variance over the expected one above which the noise is taken to be shared between pixels.
-CORRELATED = 3.0
+CORRELATED = 1.6
 
 
 def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, *, pixel_size_nm: float,

@@ -21,9 +21,9 @@ _SMALLEST, _LARGEST = 55.0, 170.0
 #: Bands of wave numbers, and fewest components of each.
 _BANDS, _FEWEST = 14, 60
 #: A weaker blur than this is not worth undoing [nm], and one wider than that is not believed.
-_LEAST_NM, _MOST_NM = 0.010, 0.07
+_LEAST_NM, _MOST_NM = 0.006, 0.07
 #: Fall of the noise's power from the first band to the last by which a blur shows [nepers].
-_LEAST_FALL = 1.5
+_LEAST_FALL = 0.8
 #: Typical residual of the law [standard deviations of a band] up to which the blur is taken for a Gaussian one.
 _WORST_FIT = 3.0
 #: Wave numbers up to which structure is given back [1/nm]: columns have none beyond the first, next to none beyond the
