@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial import cKDTree
+from scipy.special import ndtri
 
 from .colouring import coloured_parts
 from .detectors import Reading, all_detectors, chalcogen_readings, metal_readings
@@ -42,6 +43,8 @@ _CELL_NM = 0.15
 _LOCAL_NOISE = 0.025
 #: Columns this far from the median, relative to it, are no host columns when slow variations are measured.
 _HOST_RANGE = 0.4
+#: Columns of a sublattice that show how much columns scatter around a place, and the part of them that is typical.
+CROWD, TYPICAL, CHANCE = 20, 0.8, 1.3
 #: Fewer columns than this on a sublattice tell nothing.
 FEWEST = 8
 
@@ -110,6 +113,7 @@ def assign_sublattices(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[
     for own, other in (sides, sides[::-1]):
         gain = slow_gain(yx_nm, value, own, other)
         flat[own], flat_sigma[own] = value[own] / gain, sigma[own] / gain
+    flat_sigma = np.hypot(flat_sigma, dirt_around(yx_nm, flat, sides))
     units = [float(np.median(flat[s])) for s in sides]
     # Columns at the border lack the neighbours whose tails the fit knows how to take away.
     inner = [s[~sites.edge[s]] if np.sum(~sites.edge[s]) > 5 * FEWEST else s for s in sides]
@@ -136,6 +140,23 @@ def assign_sublattices(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[
     return Sublattices(metal, abs(odds), verdict.detector, flat, flat_sigma,
                        {True: mixtures[m], False: mixtures[1 - m]}, {True: units[m], False: units[1 - m]},
                        {True: verdict.metal_host, False: verdict.chalcogen_host})
+
+
+def dirt_around(yx_nm: NDArray[np.float64], value: NDArray[np.float64],
+                sides: list[NDArray[np.int64]]) -> NDArray[np.float64]:
+    """(N,) standard deviation that dirt adds to the brightness of columns: patches where both sublattices scatter more.
+
+    Dopants and vacancies make one of them scatter. From a quantile, so that single ones do not count.
+    """
+    excess = np.full((2, len(value)), np.inf)
+    for k, side in enumerate(sides):
+        if len(side) < 4 * CROWD:
+            return np.zeros(len(value))
+        apart = np.abs(value[side] - np.median(value[side]))
+        near = cKDTree(yx_nm[side]).query(yx_nm, k=CROWD)[1]
+        scatter = np.quantile(apart[near], TYPICAL, axis=1) / float(ndtri(0.5 + 0.5 * TYPICAL))
+        excess[k] = np.sqrt(np.maximum(scatter**2 - (CHANCE * np.median(scatter)) ** 2, 0.0))
+    return np.asarray(excess.min(axis=0))
 
 
 def _other_parts(yx_nm: NDArray[np.float64], colour: NDArray[np.int64], part: NDArray[np.int64],

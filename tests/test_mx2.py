@@ -46,6 +46,22 @@ def test_components_are_named_by_their_brightness():
     assert name_component(9.0, host, on_metal=True, dopant=None)[0] == "unknown"
 
 
+def test_speckled_dirt_makes_few_elements():
+    """Dirt adds to columns of both sublattices; elements and vacancies make one of them scatter."""
+    false = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        specimen = random_specimen("MoS2", 6.0, rng, kinds={"V_S": 1.0}, density_per_nm2=0.25)
+        sites, shape = observed(specimen, rng, intensity_noise=0.06)
+        yx = np.stack([sites.y_px, sites.x_px], axis=1) * PIXEL_NM
+        patch = np.hypot(*(yx - 2.0).T) < 0.9
+        dirt = np.where(patch, np.abs(rng.normal(0, 0.3 * np.median(sites.intensity), len(sites))), 0.0)
+        found = find_defects(graph_of(sites.replace(intensity=sites.intensity + dirt), shape, "MoS2"))
+        false += sum(d.name != "V_S" for d in found)
+    # Some eighty, if every column is taken by itself.
+    assert false < 42
+
+
 @pytest.mark.parametrize("kind", ["W_Mo", "V_Se", "V_Se2", "Se2_Mo"])
 def test_single_defects_of_mose2(kind, rng):
     specimen = add_defect(mx2(material="MoSe2", fov_nm=5.0, rotation_deg=11.0), kind, (2.5, 2.5), rng=rng)
