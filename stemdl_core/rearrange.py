@@ -17,8 +17,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from .arrangement import HEIGHT_SPREAD, Arrangement, Array, Counts, Fitted, Patch, Single
-from .colouring import two_colour
 from .graph import AtomGraph
+from .local_lattice import continued_lattice
 from .planar import find_faces
 
 #: Log-odds against an odd arrangement; reached when some twelve atoms have rings other than hexagons around them. A
@@ -125,7 +125,8 @@ class Search:
         if len(self.patch) < 30 or self.unit <= 0 or float(self.patch.share.mean()) < 0.8:
             return None
         now = self._fit(self.start)
-        lattice = self._lattice()
+        lattice = continued_lattice(self.graph, self.place.center, radius_nm=self.place.radius,
+                                    margin_nm=MARGIN_NM + 0.02)
         perfect = None if lattice is None else self._perfect(lattice)
         flat = None if perfect is None else self._fit(perfect)
         if float(((self.unit * self.patch.profile(self.place.center) * now.root) ** 2).sum()) < FEWEST_POWER:
@@ -283,10 +284,9 @@ class Search:
     def _moves(self, now: Fitted, lattice: Array | None) -> list[tuple[float, Arrangement]]:
         """The most promising changes and what they are expected to gain."""
         atoms, patch = now.atoms, self.patch
-        core = np.hypot(*(atoms.yx_nm - self.place.center).T) < self.place.radius
+        core, there = self._core(now)
         mine = np.flatnonzero(atoms.free & core & ~atoms.dopant)
         found: list[tuple[float, Arrangement]] = []
-        there = atoms.height[:, None].astype(np.float32) * patch.profile(atoms.yx_nm) * now.root
         if len(mine):
             for group in (mine[:, None], *self._neighbours(atoms, mine)):
                 gain = patch.promise(now, -there[group].sum(1), group) + self._odd_height(atoms.height[group]).sum(1)
@@ -354,9 +354,13 @@ class Search:
 
     def _likeliest_turn(self, base: Fitted) -> list[Arrangement]:
         """The turned bond that is expected to lose least; none without bonds."""
-        core = np.hypot(*(base.atoms.yx_nm - self.place.center).T) < self.place.radius
-        there = base.atoms.height[:, None].astype(np.float32) * self.patch.profile(base.atoms.yx_nm) * base.root
-        return [arrangement for _, arrangement in self._turned(base, core, there)[:1]]
+        return [arrangement for _, arrangement in self._turned(base, *self._core(base))[:1]]
+
+    def _core(self, fitted: Fitted) -> tuple[NDArray[np.bool_], Single]:
+        """(N,) atoms that may be rearranged, and (N, P) what each adds to the model [standard deviations]."""
+        atoms = fitted.atoms
+        there = atoms.height[:, None].astype(np.float32) * self.patch.profile(atoms.yx_nm) * fitted.root
+        return np.hypot(*(atoms.yx_nm - self.place.center).T) < self.place.radius, there
 
     def _merged(self, now: Fitted, mine: NDArray[np.int64]) -> list[tuple[float, Arrangement]]:
         """Atoms nearer to each other than atoms are, made one."""
@@ -368,53 +372,6 @@ class Search:
                 for p in pairs.tolist()]
 
     # --- the perfect lattice
-
-    def _lattice(self) -> Array | None:
-        """Sites of the perfect lattice in this part, continued from the hexagons around it."""
-        graph, center = self.graph, self.place.center
-        faces = graph.faces
-        hexagons = np.bincount(faces.start, weights=(graph.inside & (faces.size == 6))[faces.face],
-                               minlength=len(graph.sites))
-        near = np.array(graph.tree.query_ball_point(center, self.place.radius + 0.55), dtype=np.int64)
-        calm = near[(hexagons[near] >= 2) & (graph.degree[near] == 3) & ~graph.foreign[near]]
-        if len(calm) < 8:
-            return None
-        number = np.full(len(graph.sites), -1)
-        number[calm] = np.arange(len(calm))
-        a, b = number[graph.bonds.a], number[graph.bonds.b]
-        use = (a >= 0) & (b >= 0)
-        pairs = np.stack([a[use], b[use]], axis=1)
-        if len(pairs) < 8:
-            return None
-        colour, part = two_colour(len(calm), pairs)
-        largest = int(np.bincount(part).argmax())
-        yx = graph.yx_nm[calm]
-        start = np.where(colour[pairs[:, 0]] == 0, pairs[:, 0], pairs[:, 1])
-        end = pairs.sum(axis=1) - start
-        use = part[start] == largest
-        step = (yx[end] - yx[start])[use]
-        turn = np.angle(np.exp(3j * np.arctan2(step[:, 0], step[:, 1])).mean()) / 3.0
-        kind = np.round((np.arctan2(step[:, 0], step[:, 1]) - turn) / (2 * np.pi / 3)).astype(int) % 3
-        if len(np.unique(kind)) < 3:
-            return None
-        d = np.array([step[kind == k].mean(axis=0) for k in range(3)])
-        basis = np.stack([d[0] - d[1], d[0] - d[2]])
-        members = np.flatnonzero(part == largest)
-        anchor = members[int(np.argmin(np.hypot(*(yx[members] - center).T)))]
-        origin = yx[anchor] - colour[anchor] * d[0]
-        place = (yx[members] - origin - colour[members][:, None] * d[0]) @ np.linalg.inv(basis)
-        index = np.round(place)
-        design = np.column_stack([np.ones(len(members)), index, colour[members]])
-        solution, *_ = np.linalg.lstsq(design, yx[members], rcond=None)
-        error = yx[members] - design @ solution
-        if np.sqrt((error**2).sum(1).mean()) > 0.25 * self.host:
-            return None
-        reach = int(np.ceil((self.place.radius + 0.9) / (1.7 * self.host))) + 1
-        middle = np.round((center - solution[0]) @ np.linalg.inv(solution[1:3])).astype(int)
-        i, j, s = (v.ravel() for v in np.meshgrid(middle[0] + np.arange(-reach, reach + 1),
-                                                  middle[1] + np.arange(-reach, reach + 1), (0, 1), indexing="ij"))
-        sites = np.column_stack([np.ones(len(i)), i, j, s]) @ solution
-        return sites[np.hypot(*(sites - center).T) < self.place.radius + MARGIN_NM + 0.02]
 
     def _perfect(self, lattice: Array) -> Arrangement | None:
         """The part replaced by perfect lattice; None where foreign atoms are."""

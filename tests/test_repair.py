@@ -11,8 +11,9 @@ from stemdl_core.arrangement import Counts
 from stemdl_core.calibration import PixelSize
 from stemdl_core.defects import find_defects
 from stemdl_core.graph import build_graph
+from stemdl_core.local_lattice import continued_lattice
 from stemdl_core.materials import get_material
-from stemdl_core.rearrange import Place, Search, as_found
+from stemdl_core.rearrange import MARGIN_NM, Place, Search, as_found
 from stemdl_core.refine import refine_sites
 from stemdl_core.repair import CORE_NM, reconsider, revised
 from stemdl_core.simulate import degrade
@@ -137,7 +138,7 @@ def test_the_perfect_lattice_has_an_atom_on_every_site(rng):
     checked = 0
     for center in graph.yx_nm[((graph.yx_nm > 0.6) & (graph.yx_nm < 2.0)).all(axis=1)]:
         search = Search(counts, graph, as_found(graph, refined.amplitude), Place(center, CORE_NM), 10)
-        lattice = search._lattice()
+        lattice = continued_lattice(graph, center, radius_nm=CORE_NM, margin_nm=MARGIN_NM)
         if lattice is not None:
             perfect = search._perfect(lattice)  # None where it is what was found
             assert perfect is None or len(perfect.yx_nm) == len(search.start.yx_nm)
