@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from column_scenes import scene
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, median_filter, uniform_filter, zoom
+from scipy.spatial import cKDTree
 
-from stemdl_core import analyze_frame, load_model
+from stemdl_core import Frame, PixelSize, analyze_frame, load_model
 from stemdl_core.refine import refine_sites
 from stemdl_core.refine.sharpen import undo_smoothing
 from stemdl_core.simulate import degrade
@@ -100,3 +101,33 @@ def test_defects_of_a_smoothed_image_are_named(kind: str, rng: np.random.Generat
                             smoothing_px=2.0)
     found = analyze_frame(simulate_frame(specimen, conditions, rng).frame, load_model("graphene"))
     assert [d.name for d in found.defects] == [kind]
+
+
+def low_pass(image: np.ndarray, pixel_nm: float) -> np.ndarray:
+    """A Butterworth filter at 60 / nm."""
+    frequency = np.hypot(np.fft.fftfreq(image.shape[0])[:, None], np.fft.rfftfreq(image.shape[1]))
+    return np.fft.irfft2(np.fft.rfft2(image) / (1 + (2 * np.pi * frequency / pixel_nm / 60.0) ** 8), s=image.shape)
+
+
+@pytest.mark.parametrize("how", ["linear x 2", "cubic x 4", "box", "median", "Butterworth"])
+def test_enlarged_and_filtered_images_keep_their_defects(how: str, rng: np.random.Generator) -> None:
+    pixel, factor = 0.02, 1
+    specimen = add_defect(graphene(fov_nm=3.2, rotation_deg=11.0), "SV", (1.6, 1.6), rng=rng)
+    conditions = Conditions(pixel_nm=pixel, detector=degrade.Detector(dose_e_per_atom=200.0, readout_e=0.5))
+    truth = simulate_frame(specimen, conditions, rng)
+    image = truth.frame.image.astype(np.float64)
+    if "x" in how.split():
+        factor = int(how[-1])
+        image = zoom(image, factor, order=1 if how.startswith("linear") else 3, grid_mode=True, mode="nearest")
+    elif how == "Butterworth":
+        image = low_pass(image, pixel)
+    else:
+        image = uniform_filter(image, 3) if how == "box" else median_filter(image, 3)
+    size = PixelSize(pixel / factor, "metadata", pixel / factor)
+    found = analyze_frame(Frame(image.astype(np.float32), size), load_model("graphene"))
+    assert [d.name for d in found.defects] == ["SV"]
+    yx = (truth.sites.yx_px + 0.5) * factor - 0.5
+    distance, nearest = cKDTree(yx).query(found.sites.yx_px)
+    error_pm = 1e3 * size.nm * (found.sites.yx_px - yx[nearest])
+    judged = (1e3 * size.nm * distance < 50) & ~found.sites.edge
+    assert 0.35 < 1.4826 * float(np.median(np.abs(error_pm / found.sites.sigma_pm[:, None])[judged])) < 1.4
