@@ -13,7 +13,7 @@ from stemdl_core.refine import refine_sites
 from stemdl_core.refine.sharpen import undo_smoothing
 from stemdl_core.simulate import degrade
 from stemdl_core.simulate.dataset import Conditions, simulate_frame
-from stemdl_core.simulate.structures import add_defect, graphene
+from stemdl_core.simulate.structures import add_defect, graphene, mx2
 
 PIXEL_NM = 0.015
 
@@ -101,6 +101,16 @@ def test_defects_of_a_smoothed_image_are_named(kind: str, rng: np.random.Generat
                             smoothing_px=2.0)
     found = analyze_frame(simulate_frame(specimen, conditions, rng).frame, load_model("graphene"))
     assert [d.name for d in found.defects] == [kind]
+
+
+def test_a_smoothed_dichalcogenide_keeps_its_vacancy_and_its_dopant(rng: np.random.Generator) -> None:
+    specimen = mx2(material="MoSe2", fov_nm=4.0, rotation_deg=11.0)
+    for kind, at in (("V_Se", (1.4, 1.5)), ("W_Mo", (2.6, 2.5))):
+        specimen = add_defect(specimen, kind, at, rng=rng)
+    conditions = Conditions(pixel_nm=0.018, detector=degrade.Detector(dose_e_per_atom=300.0, readout_e=1.0),
+                            smoothing_px=2.0)
+    found = analyze_frame(simulate_frame(specimen, conditions, rng).frame, load_model("mx2"), material="MoSe2")
+    assert sorted(d.name for d in found.defects) == ["V_Se", "W_Mo"]
 
 
 def low_pass(image: np.ndarray, pixel_nm: float) -> np.ndarray:
