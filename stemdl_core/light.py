@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.spatial import cKDTree
-from scipy.special import ndtri
 
 from .graph import AtomGraph
+from .scatter import scatter_around
 
 #: Annular dark-field intensity goes as the atomic number to about this power (Krivanek et al., Nature 464,
 #: 571 (2010): 1.64 for their detector; 1.5-1.7 in general).
@@ -18,22 +16,8 @@ STRICT_Z = 5.0
 #: And by which the element itself would have to: what stands out by five of them although nitrogen would by only two is
 #: more likely dirt.
 LEAST_CONTRAST_Z = 3.5
-
-
-#: Neighbours whose scatter says how far columns depart here, and the part of them that departs by less than that.
-CROWD, TYPICAL = 60, 0.8
-
-
-def _scatter_around(yx_nm: NDArray[np.float64], size: NDArray[np.float64], which: NDArray[np.intp],
-                    ) -> NDArray[np.float64]:
-    """(M,) standard deviation of the columns around each one of `which`: dirt is speckled, and it lies in patches.
-
-    From a quantile of the sizes (N,) of their deviations, so that a few foreign atoms among them do not widen it.
-    """
-    near = cKDTree(yx_nm).query(yx_nm[which], k=min(CROWD, len(size)))[1]
-    # Of a normal distribution this part lies within so many standard deviations.
-    reach = float(ndtri(0.5 + 0.5 * TYPICAL))
-    return np.quantile(size[near], TYPICAL, axis=1) / reach
+#: Neighbours whose scatter says how far columns depart here.
+CROWD = 60
 
 
 def light_substitutions(graph: AtomGraph) -> list[tuple[int, str, float]]:
@@ -83,10 +67,10 @@ def light_substitutions(graph: AtomGraph) -> list[tuple[int, str, float]]:
     local = total / np.maximum(count, 1.0)
     ratio = intensity[index] / np.maximum(local[index], 1e-3)
     deviation = ratio - np.median(ratio)
-    size = np.abs(deviation)
+    size, yx_nm = np.abs(deviation), graph.yx_nm[index]
     width = np.maximum(np.hypot(sigma[index], 0.03), 1.4826 * np.median(size))
     standing_out = np.flatnonzero(size > STRICT_Z * width)
-    width[standing_out] = np.maximum(width[standing_out], _scatter_around(graph.yx_nm[index], size, standing_out))
+    width[standing_out] = np.maximum(width[standing_out], scatter_around(yx_nm[standing_out], yx_nm, size, crowd=CROWD))
     found = []
     for k in standing_out[size[standing_out] > STRICT_Z * width[standing_out]].tolist():
         expected = {s: (z / 6.0) ** Z_EXPONENT - 1.0 for s, z in (("B", 5), ("N", 7), ("O", 8))}

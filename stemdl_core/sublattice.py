@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial import cKDTree
-from scipy.special import ndtri
 
 from .colouring import coloured_parts
 from .detectors import Reading, all_detectors, chalcogen_readings, metal_readings
 from .materials import Material
 from .mixture import Mixture, fit_mixture
+from .scatter import scatter_around
 from .sites import Sites
 
 #: Uncertainty of the logarithm of a brightness ratio that a detector predicts: tilt, thermal motion, defocus.
@@ -43,8 +43,9 @@ _CELL_NM = 0.15
 _LOCAL_NOISE = 0.025
 #: Columns this far from the median, relative to it, are no host columns when slow variations are measured.
 _HOST_RANGE = 0.4
-#: Columns of a sublattice that show how much columns scatter around a place, and the part of them that is typical.
-CROWD, TYPICAL, CHANCE = 20, 0.8, 1.3
+#: Columns of a sublattice that show how much columns scatter around a place, and by how many times the usual scatter
+#: chance alone makes them.
+CROWD, CHANCE = 20, 1.3
 #: Fewer columns than this on a sublattice tell nothing.
 FEWEST = 8
 
@@ -146,15 +147,14 @@ def dirt_around(yx_nm: NDArray[np.float64], value: NDArray[np.float64],
                 sides: list[NDArray[np.int64]]) -> NDArray[np.float64]:
     """(N,) standard deviation that dirt adds to the brightness of columns: patches where both sublattices scatter more.
 
-    Dopants and vacancies make one of them scatter. From a quantile, so that single ones do not count.
+    Dopants and vacancies make one of them scatter.
     """
     excess = np.full((2, len(value)), np.inf)
     for k, side in enumerate(sides):
         if len(side) < 4 * CROWD:
             return np.zeros(len(value))
         apart = np.abs(value[side] - np.median(value[side]))
-        near = cKDTree(yx_nm[side]).query(yx_nm, k=CROWD)[1]
-        scatter = np.quantile(apart[near], TYPICAL, axis=1) / float(ndtri(0.5 + 0.5 * TYPICAL))
+        scatter = scatter_around(yx_nm, yx_nm[side], apart, crowd=CROWD)
         excess[k] = np.sqrt(np.maximum(scatter**2 - (CHANCE * np.median(scatter)) ** 2, 0.0))
     return np.asarray(excess.min(axis=0))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -123,9 +123,7 @@ def _refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike,
             # Once more with the noise that was seen, and only that: the finest structure of a stiffer fit is another.
             level = max(found.misfit, 1.0)
             refined, _ = fitted(image if sharp is None else sharp, (level * found.gain, level * found.intercept))
-    refined = replace(refined, sharpened=sharp)
-    return replace(refined, **{f.name: getattr(refined, f.name)[:asked]
-                               for f in fields(refined) if f.name not in ("imaging", "sharpened")})
+    return replace(refined.first(asked), sharpened=sharp)
 
 
 def _check(image: NDArray[np.floating], y: Array, x: Array, pixel_size_nm: float, groups: ArrayLike | None,

@@ -145,10 +145,6 @@ class Noise:
         """Variance at expected value `mean`."""
         return np.maximum(np.float32(self.intercept) + np.float32(self.gain) * mean, np.float32(self.least))
 
-    def times(self, factor: float) -> Noise:
-        """The same line, `factor` times as high."""
-        return Noise(factor * self.gain, factor * self.intercept, factor * self.least)
-
 
 def box3(image: NDArray[np.float32], side: float, centre: float) -> NDArray[np.float32]:
     """Separable 3 x 3 filter (side, centre, side) of the inner pixels: (H - 2, W - 2)."""

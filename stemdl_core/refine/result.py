@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .model import Array
+
+#: What a refinement says of each column.
+_PER_COLUMN = ("y_px", "x_px", "amplitude", "amplitude_sigma", "sigma_pm", "background", "converged")
 
 
 @dataclass(frozen=True)
@@ -86,14 +89,17 @@ class Refined:
     sharpened: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            if f.name not in ("imaging", "sharpened"):
-                column = np.array(getattr(self, f.name), dtype=bool if f.name == "converged" else np.float64)
-                column.flags.writeable = False
-                object.__setattr__(self, f.name, column)
+        for name in _PER_COLUMN:
+            column = np.array(getattr(self, name), dtype=bool if name == "converged" else np.float64)
+            column.flags.writeable = False
+            object.__setattr__(self, name, column)
 
     def __len__(self) -> int:
         return len(self.y_px)
+
+    def first(self, count: int) -> Refined:
+        """The same with the first columns only."""
+        return replace(self, **{name: getattr(self, name)[:count] for name in _PER_COLUMN})
 
 
 def unrefined(y: Array, x: Array, prior_sigma_pm: float) -> Refined:
