@@ -27,6 +27,8 @@ HEIGHT_SPREAD, _DOPANT_SPREAD = 0.12, 0.25
 _LEVEL_SPREAD = (0.10, 0.05, 0.05)
 #: Spread of bond lengths and second-neighbour distances [host bonds] in relaxed defects: 130-185 and 210-290 pm.
 _BOND_SPREAD, _SECOND_SPREAD = 0.06, 0.18
+#: A foreign atom (silicon: 150 pm seen from above, at least) pushes host atoms away up to this distance [host bonds].
+_PUSHED = 1.12
 #: Degrees of freedom of both distributions (Student's): what is odd by many spreads is something else.
 FREEDOM = 8.0
 #: Atoms nearer than this are bonded [host bonds].
@@ -362,16 +364,19 @@ class _Springs:
         pairs = np.zeros((0, 2), np.intp)
         if len(yx) > 1:
             pairs = cKDTree(yx).query_pairs(_BONDED * host, output_type="ndarray")
+        foreign = pairs[dopant[pairs].sum(axis=1) == 1]
         pairs = pairs[~dopant[pairs].any(axis=1)]
         bond = np.zeros((len(yx), len(yx)), dtype=np.float32)
         bond[pairs[:, 0], pairs[:, 1]] = bond[pairs[:, 1], pairs[:, 0]] = 1.0
         second = np.argwhere(np.triu((bond @ bond > 0) & (bond == 0), 1))
-        links = np.concatenate([pairs, second])
-        bonded = np.arange(len(links)) < len(pairs)
+        links = np.concatenate([pairs, second, foreign])
+        kind = np.repeat([0, 1, 2], [len(pairs), len(second), len(foreign)])
         use = free[links].any(axis=1)
         self._a, self._b = links[use].T
-        self._natural = np.where(bonded, 1.0, np.sqrt(3.0))[use] * host
-        self._spread = np.where(bonded, _BOND_SPREAD, _SECOND_SPREAD)[use] * host
+        kind = kind[use]
+        self._natural = np.array([1.0, np.sqrt(3.0), _PUSHED])[kind] * host
+        self._spread = np.array([_BOND_SPREAD, _SECOND_SPREAD, _BOND_SPREAD])[kind] * host
+        self._one_sided = kind == 2
         self._reach = np.zeros((len(self._a), len(yx)))
         rows = np.arange(len(self._a))
         self._reach[rows, self._a], self._reach[rows, self._b] = -1.0, 1.0
@@ -379,7 +384,8 @@ class _Springs:
     def _excess(self, yx: Array) -> tuple[Array, Array]:
         step = yx[self._b] - yx[self._a]
         length = np.maximum(np.hypot(*step.T), 1e-9)
-        return length - self._natural, step / length[:, None]
+        excess = length - self._natural
+        return np.where(self._one_sided, np.minimum(excess, 0.0), excess), step / length[:, None]
 
     def energy(self, yx: Array) -> float:
         """Log-probability lost."""
@@ -390,6 +396,7 @@ class _Springs:
         """Stiffness (2F, 2F) and pull (2F,) of the free atoms, all y first."""
         excess, unit = self._excess(yx)
         weight = (FREEDOM + 1) / FREEDOM / self._spread**2 / (1.0 + (excess / self._spread) ** 2 / FREEDOM)
+        weight = np.where(self._one_sided & (excess >= 0.0), 0.0, weight)
         reach = self._reach[:, free]
         both = np.concatenate([reach * unit[:, :1], reach * unit[:, 1:]], axis=1)
         return (both * weight[:, None]).T @ both, -both.T @ (weight * excess)

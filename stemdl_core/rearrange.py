@@ -30,7 +30,9 @@ EVEN = 3.0
 #: Log-odds against every bond too many, and in favour of what the network has seen.
 CROWDED, SEEN = 4.0, 1.0
 #: Log-odds against each change within so many host bonds of a dopant.
-BESIDE, BESIDE_REACH = 7.0, 2.0
+BESIDE, BESIDE_REACH = 2.0, 2.0
+#: Rings so near to a dopant are its own: a hole beside it makes one defect, not two [host bonds].
+DOPANTS_OWN = 2.3
 #: No host atom is nearer to a foreign one than this many host bonds (silicon to carbon: 150 pm at least); what shows
 #: there is the foot of the bright column.
 CLOSEST_TO_DOPANT = 1.05
@@ -240,7 +242,7 @@ class Search:
             return np.zeros(len(yx)), pairs, inner
         near_dopant = np.zeros(len(yx), dtype=bool)
         if atoms.dopant.any():
-            near_dopant = cKDTree(yx[atoms.dopant]).query(yx)[0] < 1.7 * self.host
+            near_dopant = cKDTree(yx[atoms.dopant]).query(yx)[0] < DOPANTS_OWN * self.host
         faces = find_faces(yx, pairs[:, 0], pairs[:, 1])
         hexagons = np.bincount(faces.start, weights=((faces.size == 6) & (faces.area > 0))[faces.face],
                                minlength=len(yx))

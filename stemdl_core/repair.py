@@ -34,6 +34,9 @@ WORST_MISFIT = 6.0
 CORE_NM, LARGEST_NM = 0.26, 0.62
 #: What was odd and does not fit is looked at once more with so much of its surroundings [nm].
 WIDER_NM = 0.12
+#: No host atom is so near to a foreign one (silicon: 150 pm at least, seen from above), and few are found so near where
+#: there is one [host bonds].
+IMPOSSIBLE, CLOSE = 0.8, 0.97
 #: Nearer to the border than this nothing is looked at [nm].
 BORDER_NM = 0.22
 #: Sites within this of a change take their new positions [nm].
@@ -99,7 +102,9 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
     heights = _heights(graph, refined)
     if heights is None:
         return Revision(keep, none, np.zeros(0), none)
-    sheet = as_found(graph, heights)
+    crowding = _to_foreign(graph)
+    # What the network drew into a hole beside a bright column.
+    sheet = as_found(graph, heights).without(np.flatnonzero(crowding < IMPOSSIBLE).tolist())
     counts = Counts(image, valid, refined, imaging, graph.pixel_size)
     altered: list[Place] = []
     weighed: list[tuple[float, float, float]] = []
@@ -114,7 +119,7 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
         fits += search.fits
         return search, found
 
-    for place in _places(graph, graph.pixel_size.to_nm(vacancies_px).reshape(-1, 2)):
+    for place in _places(graph, graph.pixel_size.to_nm(vacancies_px).reshape(-1, 2), graph.yx_nm[crowding < CLOSE]):
         if any(math.dist(place.center, c.center) < place.radius + c.radius + MARGIN_NM for c in altered):
             # What is about to change here is judged by what was found before: not twice.
             continue
@@ -171,7 +176,17 @@ def _heights(graph: AtomGraph, refined: Refined) -> Array | None:
     return np.where(graph.foreign, np.clip(height, 0.0, 12.0 * unit), np.clip(height, 0.0, 2.0 * unit))
 
 
-def _places(graph: AtomGraph, holes: Array) -> list[Place]:
+def _to_foreign(graph: AtomGraph) -> Array:
+    """(N,) distance of each host atom to the nearest foreign one [host bonds]; infinite for the foreign ones."""
+    result = np.full(len(graph.sites), np.inf)
+    if graph.foreign.any():
+        host = ~graph.foreign
+        distance = cKDTree(graph.yx_nm[graph.foreign]).query(graph.yx_nm[host])[0]
+        result[host] = distance / (graph.scale * graph.material.bond_nm)
+    return result
+
+
+def _places(graph: AtomGraph, holes: Array, crowded: Array) -> list[Place]:
     """Where to look, most suspicious first."""
     places: list[Place] = []
     yx = graph.yx_nm
@@ -191,6 +206,7 @@ def _places(graph: AtomGraph, holes: Array) -> list[Place]:
             places.append(Place(center, max(CORE_NM, extent - 0.10)))
         else:
             places += [Place(yx[faces.nodes(f)].mean(axis=0), CORE_NM) for f in group]
+    places += [Place(at, CORE_NM) for at in crowded]
     strange = np.flatnonzero(faint | doubtful | (inner & ((graph.degree != 3) | (graph.sites.score < UNSURE)))).tolist()
     strange.sort(key=lambda i: float(intensity[i]) if np.isfinite(intensity[i]) else 1.0)
     places += [Place(yx[i], CORE_NM) for i in strange]

@@ -159,7 +159,7 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     precision[:, 0] = 1 / (0.5 * state.height) ** 2
     prior = Prior(start, precision)
     longest = 30.0 / step_pm
-    reference, couplings = 1.0, None
+    reference, couplings, length = 1.0, None, np.inf
     for turn in range(len(_TOLERANCES)):
         if turn:
             picture = fit.draw(state)
@@ -173,11 +173,19 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
                 noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise)
                 state = replace(state, noise=noise)
         before = state
-        state, normal = fit.column_step(state, picture, prior, longest=longest, tolerance=_TOLERANCES[turn],
+        state, normal = fit.column_step(before, picture, prior, longest=longest, tolerance=_TOLERANCES[turn],
                                         weight=None if turn else work.first_weight, couplings=couplings)
+        length, previous = _step_in_sigma(before, state, normal.diagonal, prior), length
+        if couplings is not None and length > previous:
+            # Of probes as wide as the columns are apart, overlaps from a step before are not good enough: steps that
+            # grow lead away.
+            state, normal = fit.column_step(before, picture, prior, longest=longest, tolerance=_TOLERANCES[turn])
+            length = _step_in_sigma(before, state, normal.diagonal, prior)
+            if length > previous:
+                state, length = _shortened(before, state, 0.5 * previous / length), 0.5 * previous
         # The first step is the longest: only later ones leave neighbours as they overlapped before.
         couplings = normal.couplings if turn else None
-        if turn and _step_in_sigma(before, state, normal.diagonal, prior) < _SMALL_STEP:
+        if turn and length < _SMALL_STEP:
             break
         if turn < len(_TOLERANCES) - 1:
             variance = 1.2 / (normal.diagonal[:, 0, 0] + 1e-300)
@@ -250,6 +258,13 @@ def _step_in_sigma(before: State, after: State, information: Array, prior: Prior
     step = np.stack([after.y - before.y, after.x - before.x], 1)
     precision = information[:, (1, 2), (1, 2)] + prior.precision[:, 1:]
     return float(np.sqrt(np.mean(step**2 * precision)))
+
+
+def _shortened(before: State, after: State, part: float) -> State:
+    """So much of the step from one state to another."""
+    values = {name: (old := getattr(before, name)) + part * (getattr(after, name) - old)
+              for name in ("y", "x", "height", "nodes")}
+    return replace(after, **values)
 
 
 def _start_precision(state: State, start: Array, information: Array, precision: Array,
