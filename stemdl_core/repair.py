@@ -23,7 +23,7 @@ from .rings import group_faces
 from .sites import Sites
 
 #: Arrangements fitted in one frame at most: bounds the time of a frame full of defects.
-MOST_FITS = 75
+MOST_FITS = 150
 #: A host column fainter than this part of its neighbours and by so many standard deviations is looked at again.
 FAINT, FAINT_Z = 0.62, 2.0
 #: So are columns whose error of position is so many times the usual one, or which the network is not sure of.

@@ -23,13 +23,18 @@ _BANDS, _FEWEST = 14, 60
 _LEAST_NM, _MOST_NM = 0.006, 0.07
 #: Fall of the noise's power from the first band to the last by which a blur shows [nepers].
 _LEAST_FALL = 0.8
+#: Part of the fall by which the law may be off.
+_LEAKAGE = 0.02
 #: Typical residual of the law [standard deviations of a band] up to which the blur is taken for a Gaussian one.
 _WORST_FIT = 3.0
 #: Wave numbers up to which structure is given back [1/nm]: columns have none beyond the first, next to none beyond the
 #: last. The largest is taken at which the borders stay quiet.
-_LIMITS = (115.0, 98.0, 84.0, 72.0, 62.0, 54.0)
+_LIMITS = (115.0, 98.0, 84.0, 72.0, 62.0, 54.0, 47.0)
 #: Finest structure along a border over that inside beyond which the border was not blurred like the rest.
 _BORDER = 2.0
+#: Least side of the parts whose noise is looked at where something hides the rest: fewer lattice constants blur its
+#: peaks into all wave numbers [px, nm].
+_PART_PX, _PART_NM = 64, 1.5
 #: Half the side of the part that stands for the inside [px].
 _CORE = 100
 
@@ -65,14 +70,14 @@ def undo_smoothing(image: NDArray[np.floating], usable: NDArray[np.bool_], *,
     """
     if min(image.shape) < 64 or not usable.any():
         return None
-    level, values = float(image[usable].mean()), filled(image.astype(np.float64), usable)
+    # What is masked is part of the picture that was smoothed: in its place, anything else would make edges that ring.
+    level, values = float(image[usable].mean()), filled(image.astype(np.float64), np.isfinite(image))
     height, width = values.shape
-    window = np.hanning(height)[:, None] * np.hanning(width)
-    k2 = (2 * np.pi / pixel_nm) ** 2 * (fft.fftfreq(height)[:, None] ** 2 + fft.rfftfreq(width) ** 2)
-    law = _law(np.abs(fft.rfft2(window * values)) ** 2, k2, 0.95 * np.pi / pixel_nm)
+    power, k2, scale = _spectra(values, usable, pixel_nm)
+    law = _law(power, k2, 0.95 * np.pi / pixel_nm)
     if law is None:
         return None
-    power, s2, floor = law
+    top, s2, floor = law
     waves = fft.dctn(values, norm="ortho")
     k2 = (np.pi / pixel_nm) ** 2 * ((np.arange(height) / height)[:, None] ** 2 + (np.arange(width) / width) ** 2)
     blur = np.exp(np.minimum(k2 * s2, 60.0))
@@ -82,8 +87,30 @@ def undo_smoothing(image: NDArray[np.floating], usable: NDArray[np.bool_], *,
         beyond = np.maximum(np.sqrt(k2) / limit - 1, 0)
         sharp = fft.idctn(waves * gain * np.exp(-0.5 * (beyond / 0.15) ** 2 - beyond * limit**2 * s2), norm="ortho")
         if _quiet_borders(sharp, usable):
-            return sharp + level, power / float((window**2).sum())
+            return sharp + level, top / scale
     return None
+
+
+def _spectra(values: NDArray[np.float64], usable: NDArray[np.bool_],
+             pixel_nm: float) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Powers (T, h, w) of parts of the image, their squared wave numbers (h, w) [1/nm^2], and the power of noise of
+    variance one.
+
+    The whole image is one part where all of it may be used; else parts without gaps, if there are any: the flanks of
+    bright dirt are no noise.
+    """
+    size, parts = values.shape, [(0, 0)]
+    if not usable.all():
+        side = min(max(_PART_PX, round(_PART_NM / pixel_nm)), *values.shape)
+        starts = [np.unique(np.linspace(0, n - side, max(1, 2 * (n - side) // side + 1)).astype(int)) for n in size]
+        whole = [(y, x) for y in starts[0] for x in starts[1] if usable[y:y + side, x:x + side].all()]
+        if whole:
+            size, parts = (side, side), whole
+    height, width = size
+    window = np.hanning(height)[:, None] * np.hanning(width)
+    power = np.stack([np.abs(fft.rfft2(window * values[y:y + height, x:x + width])) ** 2 for y, x in parts])
+    k2 = (2 * np.pi / pixel_nm) ** 2 * (fft.fftfreq(height)[:, None] ** 2 + fft.rfftfreq(width) ** 2)
+    return power, k2, float((window**2).sum())
 
 
 def _law(power: NDArray[np.float64], k2: NDArray[np.float64], nyquist: float) -> tuple[float, float, float] | None:
@@ -91,7 +118,7 @@ def _law(power: NDArray[np.float64], k2: NDArray[np.float64], nyquist: float) ->
     edges = np.linspace(_SMALLEST, min(_LARGEST, nyquist), _BANDS + 1) ** 2
     at, log, error = [], [], []
     for low, high in zip(edges[:-1], edges[1:], strict=True):
-        chosen = power[(k2 >= low) & (k2 < high)]
+        chosen = power[:, (k2 >= low) & (k2 < high)].ravel()
         if len(chosen) >= _FEWEST and np.median(chosen) > 0:
             at.append(0.5 * (low + high))
             # The median of an exponential distribution.
@@ -99,7 +126,9 @@ def _law(power: NDArray[np.float64], k2: NDArray[np.float64], nyquist: float) ->
             error.append(1.5 / np.sqrt(len(chosen)) + 0.03)
     if len(at) < 4 or at[-1] < 1.5 * at[0]:
         return None
-    x, y, sigma = np.array(at), np.array(log), np.array(error)
+    x, y = np.array(at), np.array(log)
+    # What is left far down comes from the flanks of a window, too.
+    sigma = np.array(error) + _LEAKAGE * np.maximum(y[0] - y, 0.0)
     if y[0] - y[-1] < _LEAST_FALL:
         return None
 
@@ -125,15 +154,15 @@ def _quiet_borders(sharp: NDArray[np.float64], usable: NDArray[np.bool_]) -> boo
     def fine(rows: slice, columns: slice) -> NDArray[np.float64]:
         part = sharp[rows, columns]
         cross = part[:-2, 1:-1] + part[2:, 1:-1] + part[1:-1, :-2] + part[1:-1, 2:]
-        return np.asarray((cross - 4 * part[1:-1, 1:-1]) ** 2)
+        return np.asarray((cross - 4 * part[1:-1, 1:-1]) ** 2)[usable[rows, columns][1:-1, 1:-1]]
 
     height, width = sharp.shape
     rim, every = max(4, min(sharp.shape) // 20), slice(None)
     # A part from the middle is enough.
     core = [slice(max(2 * rim, n // 2 - _CORE), min(n - 2 * rim, n // 2 + _CORE)) for n in (height, width)]
-    inner = fine(*core)[usable[core[0], core[1]][1:-1, 1:-1]]
+    inner = fine(*core)
     if not len(inner):
         return False
     sides = ((slice(0, rim + 1), every), (slice(height - rim - 1, height), every),
              (every, slice(0, rim + 1)), (every, slice(width - rim - 1, width)))
-    return all(float(np.median(fine(*side))) < _BORDER * float(np.median(inner)) for side in sides)
+    return all(float(np.median(strip)) < _BORDER * float(np.median(inner)) for side in sides if len(strip := fine(*side)))
