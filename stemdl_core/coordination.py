@@ -34,6 +34,8 @@ _LACKING_CLUSTER, _LACKING_SINGLE = 3.0, 0.0
 #: (4-fold) and when left alone (vacancy complex). 4-fold is the more common.
 _HOLE_BONDED, _HOLE_ALONE = ((0.02, 0.01), (0.04, 0.03)), ((0.35, 0.20), (0.08, 0.05))
 _FOURFOLD_PRIOR = 0.7
+#: How usual fewer than three, or more than four, bonds of a single dopant in a sheet are, beside three or four.
+_UNUSUAL = 0.03
 #: The same for light dopants.
 LIGHT_LIMIT = 1.35
 #: More ambiguous contacts than this are not enumerated: the most certain ones are taken as they are.
@@ -181,6 +183,12 @@ def readings(items: list[Contact]) -> list[Reading]:
                                     for c, take in zip(open_ones, choice))
         result.append(Reading(bonds, chance))
     return sorted(result, key=lambda r: -r.probability)
+
+
+def usual(several: list[Reading]) -> list[Reading]:
+    """The readings of a single dopant's contacts, weighed by how usual their number of bonds is."""
+    return sorted((replace(r, probability=r.probability * (1.0 if len(r.bonds) in (3, 4) else _UNUSUAL))
+                   for r in several), key=lambda r: -r.probability)
 
 
 def coordination(items: list[Contact], dopants: Iterable[int]) -> Mapping[int, Mapping[int, float]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from .analysis import Defect, Defects
-from .coordination import Reading, contacts, coordination, readings, weigh_fourth
+from .coordination import Reading, contacts, coordination, readings, usual, weigh_fourth
 from .geometry import angle_between, bonds_of, center_of_mass, composition_of, ring_angles
 from .graph import AtomGraph
 from .light import light_substitutions
@@ -181,7 +181,7 @@ def _dopant_name(graph: AtomGraph, group: list[int], reading: Reading, region: _
             # or the network has to see the hole.
             widest = _widest_deg(graph, group[0], hosts)
             if region.missing is None:
-                vacant = widest > DISTORTED_DEG + 10.0
+                vacant = widest > DISTORTED_DEG + 10.0 or region.seen_hole
             else:
                 vacant = region.missing >= 1 and (widest > DISTORTED_DEG or region.seen_hole)
             return f"{symbol}-C3+V" if vacant else f"{symbol}-C3"
@@ -203,7 +203,8 @@ def _dopant_defect(graph: AtomGraph, group: list[int], holes_nm: NDArray[np.floa
         items = weigh_fourth(graph, items, radii * graph.scale)
     region = _region(graph, group, holes_nm)
     by_name: dict[str, list[Reading]] = {}
-    for reading in readings(items):
+    ways = readings(items)
+    for reading in usual(ways) if len(group) == 1 else ways:
         by_name.setdefault(_dopant_name(graph, group, reading, region), []).append(reading)
     chances = {name: sum(r.probability for r in several) for name, several in by_name.items()}
     total = sum(chances.values()) or 1.0

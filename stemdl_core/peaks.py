@@ -181,6 +181,15 @@ def masked_probability(card: ModelCard, maps: NDArray[np.float32]) -> NDArray[np
     return np.asarray(uniform_filter(maps[card.classes.index("masked")], size, mode="nearest"))
 
 
+def without_mask(card: ModelCard, maps: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(C, h, w) probabilities given that nothing is hidden in the pixels `seen` (h, w)."""
+    result = maps.copy()
+    part = result[:, seen]
+    part[card.classes.index("masked")] = 0
+    result[:, seen] = part / np.maximum(part.sum(axis=0), np.float32(1e-12))
+    return result
+
+
 def in_mask(mask: NDArray[np.bool_], yx_px: NDArray[np.float64]) -> NDArray[np.bool_]:
     """(N,) bool: whether positions (N, 2) on the mask's grid lie in masked area."""
     if len(yx_px) == 0 or not mask.any():

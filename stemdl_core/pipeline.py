@@ -17,11 +17,12 @@ from .errors import ModelError
 from .foreign import clean_surroundings, foreign_sites
 from .frames import Frame
 from .graph import AtomGraph, build_graph
+from .in_sight import lattice_in_sight
 from .infer import probability_maps
 from .lattice import check_scale, scale_from_map
 from .materials import Material, element, get_material
 from .mx2 import alloy_fractions, empty_columns
-from .peaks import atom_map, find_peaks, in_mask, masked_area, near_border, scores
+from .peaks import atom_map, find_peaks, in_mask, masked_area, near_border, scores, without_mask
 from .plausibility import judge
 from .preprocess import Mended, from_model_px, mend, model_shape, resample, standardise, to_model_px
 from .refine import Refined, refine_sites
@@ -127,6 +128,8 @@ def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> De
                                                    map_pixel_nm=card.pixel_size_nm, nominal=pixel_size)
         if abs(pixel_size.nm / used - 1) > RESCALE:
             coarse, maps, mask = look(pixel_size.nm)
+    elif (seen := lattice_in_sight(coarse, mask, fit, shape=shape, pixel_nm=card.pixel_size_nm)).any():
+        maps, mask = without_mask(card, maps, seen), mask & ~seen
     small = mask.shape
     peaks = find_peaks(card, maps)
     keep = ~in_mask(mask, peaks.yx_px)

@@ -22,10 +22,14 @@ from .work import Work
 
 #: Gauss-Newton steps of the columns, and how exactly each is solved: the error of a start within 40 pm falls
 #: below that of the counts in three.
-_TOLERANCES = (0.1, 0.05, 0.02)
+_TOLERANCES = (0.1, 0.02, 0.002)
 #: A step that is this small beside the columns' own uncertainty is the last one. Positions would allow twice as much,
 #: but the probe's tails are not found by then, and electrons an atom come out a fifth too low.
 _SMALL_STEP = 0.25
+
+#: Width of the probe over the distance of neighbouring columns beyond which overlaps are worked out anew in each step:
+#: little is left there that tells columns apart.
+_CROWDED = 0.36
 
 #: Part of what is known about a height that has to come from the column's own pixels for it to be told from its group.
 LEAST_SHARE = 0.02
@@ -160,6 +164,8 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     prior = Prior(start, precision)
     longest = 30.0 / step_pm
     reference, couplings, length = 1.0, None, np.inf
+    near = cKDTree(start[:, 1:]).query(start[:, 1:], k=2)[0][:, 1] if len(start) > 1 else np.full(1, np.inf)
+    crowded = state.shape.sigma > _CROWDED * float(np.median(near))
     for turn in range(len(_TOLERANCES)):
         if turn:
             picture = fit.draw(state)
@@ -177,14 +183,11 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
                                         weight=None if turn else work.first_weight, couplings=couplings)
         length, previous = _step_in_sigma(before, state, normal.diagonal, prior), length
         if couplings is not None and length > previous:
-            # Of probes as wide as the columns are apart, overlaps from a step before are not good enough: steps that
-            # grow lead away.
+            # Overlaps from a step before were not good enough: steps that grow lead away.
             state, normal = fit.column_step(before, picture, prior, longest=longest, tolerance=_TOLERANCES[turn])
             length = _step_in_sigma(before, state, normal.diagonal, prior)
-            if length > previous:
-                state, length = _shortened(before, state, 0.5 * previous / length), 0.5 * previous
         # The first step is the longest: only later ones leave neighbours as they overlapped before.
-        couplings = normal.couplings if turn else None
+        couplings = normal.couplings if turn and not crowded else None
         if turn and length < _SMALL_STEP:
             break
         if turn < len(_TOLERANCES) - 1:
@@ -258,13 +261,6 @@ def _step_in_sigma(before: State, after: State, information: Array, prior: Prior
     step = np.stack([after.y - before.y, after.x - before.x], 1)
     precision = information[:, (1, 2), (1, 2)] + prior.precision[:, 1:]
     return float(np.sqrt(np.mean(step**2 * precision)))
-
-
-def _shortened(before: State, after: State, part: float) -> State:
-    """So much of the step from one state to another."""
-    values = {name: (old := getattr(before, name)) + part * (getattr(after, name) - old)
-              for name in ("y", "x", "height", "nodes")}
-    return replace(after, **values)
 
 
 def _start_precision(state: State, start: Array, information: Array, precision: Array,

@@ -127,7 +127,7 @@ class Normal:
         return root.T @ root
 
     def solve(self, pull: Array, pull_nodes: Array, *, tolerance: float,
-              most: int = 25) -> tuple[Array, Array]:
+              most: int = 150) -> tuple[Array, Array]:
         """Step of columns (N, 3) and nodes (n,) by preconditioned conjugate gradients.
 
         `pull` and `pull_nodes` are the priors' part of the gradient. The preconditioner treats every column
