@@ -22,7 +22,7 @@ from .work import Work
 
 #: Gauss-Newton steps of the columns, and how exactly each is solved: the error of a start within 40 pm falls
 #: below that of the counts in three.
-_TOLERANCES = (0.1, 0.02, 0.002)
+_TOLERANCES = (0.1, 0.05, 0.002)
 #: A step that is this small beside the columns' own uncertainty is the last one. Positions would allow twice as much,
 #: but the probe's tails are not found by then, and electrons an atom come out a fifth too low.
 _SMALL_STEP = 0.25
