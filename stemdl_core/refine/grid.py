@@ -120,8 +120,8 @@ def filled(image: NDArray[np.floating], usable: NDArray[np.bool_]) -> NDArray[np
     rest = image - level
     if usable.all():
         return rest
-    # No specimen is as bright as this.
-    rest[~usable & ~(np.abs(rest) < 30 * spread)] = np.nan
+    # No specimen is as dark, or as bright, as this: it was not scanned, or the detector failed.
+    rest[~usable & ~((rest > -30 * spread) & (rest < 300 * spread))] = np.nan
     share = uniform_filter(usable.astype(np.float32), 5, mode="nearest")
     lone = ~usable & (share > 0.5)
     around = uniform_filter(np.where(usable, rest, 0), 5, mode="nearest")[lone] / share[lone]

@@ -24,7 +24,7 @@ _LEAST_NM, _MOST_NM = 0.006, 0.07
 #: Fall of the noise's power from the first band to the last by which a blur shows [nepers].
 _LEAST_FALL = 0.8
 #: Part of the fall by which the law may be off.
-_LEAKAGE = 0.02
+_LEAKAGE = 0.005
 #: Typical residual of the law [standard deviations of a band] up to which the blur is taken for a Gaussian one.
 _WORST_FIT = 3.0
 #: Wave numbers up to which structure is given back [1/nm]: columns have none beyond the first, next to none beyond the
@@ -70,8 +70,8 @@ def undo_smoothing(image: NDArray[np.floating], usable: NDArray[np.bool_], *,
     """
     if min(image.shape) < 64 or not usable.any():
         return None
-    # What is masked is part of the picture that was smoothed: in its place, anything else would make edges that ring.
-    level, values = float(image[usable].mean()), filled(image.astype(np.float64), np.isfinite(image))
+    # What is masked is part of the picture that was smoothed: anything else in its place would make edges that ring.
+    level, values = float(image[usable].mean()), filled(image.astype(np.float64), usable)
     height, width = values.shape
     power, k2, scale = _spectra(values, usable, pixel_nm)
     law = _law(power, k2, 0.95 * np.pi / pixel_nm)
@@ -165,4 +165,5 @@ def _quiet_borders(sharp: NDArray[np.float64], usable: NDArray[np.bool_]) -> boo
         return False
     sides = ((slice(0, rim + 1), every), (slice(height - rim - 1, height), every),
              (every, slice(0, rim + 1)), (every, slice(width - rim - 1, width)))
-    return all(float(np.median(strip)) < _BORDER * float(np.median(inner)) for side in sides if len(strip := fine(*side)))
+    strips = [fine(*side) for side in sides]
+    return all(float(np.median(strip)) < _BORDER * float(np.median(inner)) for strip in strips if len(strip))
