@@ -99,6 +99,8 @@ class Search:
         what was found was not.
     empty : list of (2,) float64
         Lattice sites [nm] on which the counts show that no atom is.
+    tried : dict of int to float
+        Log-probability of the best arrangement of each number of atoms that was looked at.
     """
 
     def __init__(self, counts: Counts, graph: AtomGraph, sheet: Arrangement, place: Place, most_fits: int) -> None:
@@ -108,6 +110,7 @@ class Search:
         self.host = graph.scale * graph.material.bond_nm
         self.certainty = 0.5
         self.empty: list[Array] = []
+        self.tried: dict[int, float] = {}
         reach = place.radius + MARGIN_NM
         self.patch = Patch(counts, place.center, reach + 2.2 * counts.sigma_nm)
         hidden = float((self.patch.share < 0.99).mean()) if len(self.patch) else 1.0
@@ -214,7 +217,20 @@ class Search:
         return self.patch.fit(atoms, unit=self.unit, host_nm=self.host, iterations=iterations)
 
     def _probability(self, fitted: Fitted) -> float:
-        return fitted.score - self._oddness(fitted.atoms)
+        value, count = fitted.score - self._oddness(fitted.atoms), len(fitted.atoms.yx_nm)
+        self.tried[count] = max(value, self.tried.get(count, -math.inf))
+        return value
+
+    def rival(self, chosen: Fitted | None) -> tuple[float, int]:
+        """By how much [log-odds] the chosen arrangement (the found one if None) is more probable than the best one of
+        another number of atoms, and how many atoms more that has; (inf, 0) without any.
+        """
+        count = len((self.start if chosen is None else chosen.atoms).yx_nm)
+        others = [(value, number) for number, value in self.tried.items() if number != count]
+        if count not in self.tried or not others:
+            return math.inf, 0
+        value, number = max(others)
+        return self.tried[count] - value, number - count
 
     def _oddness(self, atoms: Arrangement) -> float:
         """Log-odds against the bonds of an arrangement before the counts are looked at."""

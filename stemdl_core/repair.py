@@ -61,15 +61,16 @@ class Revision:
         Probability that each of them is there.
     holes_px : (M, 2) float64
         Lattice sites on which the counts show that no atom is [px].
-    weighed : (W, 3) float64
-        Places (y, x) [nm] at which something odd was weighed against perfect lattice, and its probability.
+    weighed : (W, 5) float64
+        Places (y, x) [nm] at which something odd was weighed against perfect lattice, and its probability; by how much
+        [log-odds] it is more probable than what has another number of atoms, and how many atoms more that has.
     """
 
     keep: NDArray[np.bool_]
     added_px: Array
     added_score: Array
     holes_px: Array
-    weighed: Array = field(default_factory=lambda: np.zeros((0, 3)))
+    weighed: Array = field(default_factory=lambda: np.zeros((0, 5)))
 
     @property
     def changed(self) -> bool:
@@ -107,7 +108,7 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
     sheet = as_found(graph, heights).without(np.flatnonzero(crowding < IMPOSSIBLE).tolist())
     counts = Counts(image, valid, refined, imaging, graph.pixel_size)
     altered: list[Place] = []
-    weighed: list[tuple[float, float, float]] = []
+    weighed: list[tuple[float, ...]] = []
     holes: list[Array] = []
     put: list[tuple[Array, float]] = []
     fits = 0
@@ -143,7 +144,7 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
                 search, found = wide, larger
         holes += search.empty
         if not math.isnan(search.belief):
-            weighed.append((*search.place.center, search.belief))
+            weighed.append((*search.place.center, search.belief, *search.rival(found)))
         if found is None:
             continue
         altered.append(search.place)
@@ -157,7 +158,7 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
         score[cKDTree(new).query(yx)[1]] = certainty
     to_px = graph.pixel_size.to_px
     return Revision(~gone, to_px(new).reshape(-1, 2), score, to_px(np.array(holes)).reshape(-1, 2) if holes else none,
-                    np.array(weighed, dtype=np.float64).reshape(-1, 3))
+                    np.array(weighed, dtype=np.float64).reshape(-1, 5))
 
 
 def _heights(graph: AtomGraph, refined: Refined) -> Array | None:
