@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from specimen_sites import PIXEL_NM, graph_of, names_of, observed
 
 from stemdl_core.calibration import PixelSize
-from stemdl_core.defects import find_defects
+from stemdl_core.coordination import contacts, readings
+from stemdl_core.defects import _dopant_name, _Region, find_defects
 from stemdl_core.graph import build_graph
 from stemdl_core.materials import get_material
 from stemdl_core.simulate.structures import GRAPHENE_MIXTURE, add_defect, graphene, random_specimen
@@ -189,6 +190,53 @@ def test_a_hole_the_network_does_not_see_is_less_probable(rng):
     (unseen,) = find_defects(graph, vacancies_px=np.zeros((0, 2)))
     assert seen.name == unseen.name == "SV"
     assert seen.probability > 0.9 > 0.7 > unseen.probability
+
+
+def test_the_name_of_a_hole_is_as_certain_as_its_lead_over_others(rng):
+    specimen = add_defect(graphene(fov_nm=3.0), "SV", (1.5, 1.5), rng=rng)
+    sites, shape = observed(specimen, rng)
+    graph, where = graph_of(sites, shape), specimen.vacancies_nm / PIXEL_NM - 0.5
+    (plain,) = find_defects(graph, vacancies_px=where)
+    center = graph.pixel_size.to_nm(np.array(plain.center_px))
+
+    def weighed(margin, more):
+        (found,) = find_defects(graph, vacancies_px=where, weighed=np.array([[*center, 1.0, margin, more]]))
+        assert found.name == "SV"
+        return found.probability, dict(found.alternatives)
+
+    clear, none = weighed(40.0, -1)
+    doubtful, rivals = weighed(0.0, -1)
+    assert clear > 0.95
+    assert none == {}
+    assert doubtful < 0.75
+    assert set(rivals) == {"DV(5-8-5)"}
+    assert doubtful + rivals["DV(5-8-5)"] == pytest.approx(plain.probability)
+    assert set(weighed(0.0, 1)[1]) == {"pristine"}
+    # What is hardly there at all is not reported.
+    assert len(find_defects(graph, vacancies_px=where, weighed=np.array([[*center, 0.3, 40.0, 1]]))) == 0
+
+
+def test_a_hole_that_is_seen_beside_silicon_counts_where_the_rings_do_not_close(rng):
+    specimen = add_defect(graphene(fov_nm=3.0), "Si-C3", (1.5, 1.5), rng=rng)
+    sites, shape = observed(specimen, rng)
+    graph = graph_of(sites, shape)
+    silicon = int(np.flatnonzero(graph.foreign)[0])
+    reading = readings(contacts(graph, [silicon]))[0]
+    for seen, name in ((True, "Si-C3+V"), (False, "Si-C3")):
+        assert _dopant_name(graph, [silicon], reading, _Region(None, seen)) == name
+
+
+def test_two_bonds_of_a_silicon_are_read_as_three_where_a_third_is_near(rng):
+    specimen = add_defect(graphene(fov_nm=3.0), "Si-C3", (1.5, 1.5), rng=rng)
+    sites, shape = observed(specimen, rng, noise_pm=0.0)
+    silicon = int(np.flatnonzero(sites.species == "Si")[0])
+    away = np.hypot(*(sites.yx_px - sites.yx_px[silicon]).T)
+    carbon = int(np.argsort(away)[1])
+    # Farther than silicon bonds reach: noise has taken it there.
+    direction = (sites.yx_px[carbon] - sites.yx_px[silicon]) / away[carbon]
+    y, x = sites.y_px.copy(), sites.x_px.copy()
+    y[carbon], x[carbon] = sites.yx_px[silicon] + direction * 0.222 / PIXEL_NM
+    assert names_of(sites.replace(y_px=y, x_px=x), shape) == ["Si-C3"]
 
 
 def test_silicon_at_the_border_is_no_defect_by_itself(rng):

@@ -15,6 +15,10 @@ from scipy.spatial import cKDTree
 from stemdl_core.errors import StemdlError
 from stemdl_core.refine import cramer_rao_pm, estimate_imaging, refine_sites
 from stemdl_core.refine.beyond import columns_beyond
+from stemdl_core.simulate.dataset import Conditions, simulate_frame
+from stemdl_core.simulate.degrade import Detector
+from stemdl_core.simulate.imaging import Probe
+from stemdl_core.simulate.structures import graphene
 
 
 def refined_errors(world: Scene, rng: np.random.Generator, *, repeats: int = 3,
@@ -146,6 +150,21 @@ def test_brightness_tells_silicon_from_carbon(rng: np.random.Generator) -> None:
     carbon = ~silicon & inner
     scores = (relative[carbon] - 1) / (found.amplitude_sigma[carbon] / np.median(found.amplitude))
     assert 0.75 < scores.std() < 1.25
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_probes_as_wide_as_columns_are_apart_leave_heights_and_errors_honest(seed: int) -> None:
+    """What tells neighbours apart is then little, and takes an exact solution of the normal equations."""
+    rng = np.random.default_rng(seed)
+    conditions = Conditions(pixel_nm=0.0113, probe=Probe(0.058), detector=Detector(500.0, background_e_per_px=0.3))
+    s = simulate_frame(graphene(fov_nm=4.0, rotation_deg=11.0 + 7 * seed), conditions, rng)
+    start = s.sites.yx_px + rng.normal(0, 0.02 / 0.0113, s.sites.yx_px.shape)
+    found = refine_sites(s.frame.image, *start.T, pixel_size_nm=0.0113)
+    unit = np.median(found.amplitude)
+    inner = ~s.sites.edge
+    scores = (found.amplitude / unit - 1)[inner] / (found.amplitude_sigma / unit)[inner]
+    assert 0.7 < scores.std() < 1.4
+    assert (found.amplitude / unit)[inner].max() < 2.0
 
 
 def test_line_jitter_widens_sigma(rng: np.random.Generator) -> None:

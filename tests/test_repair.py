@@ -116,6 +116,23 @@ def test_what_is_found_rightly_stays(rng):
         assert names == [kind]
 
 
+@pytest.mark.parametrize(("kind", "away_nm"), [("Si-C4", 0.095), ("Si-C3+V", 0.105), ("Si-C3+V", 0.130)])
+def test_no_carbon_is_drawn_into_the_hole_beside_silicon(kind, away_nm):
+    """A network puts one there, 90 to 135 pm from the silicon; then the defect is read as a plain substitution."""
+    right = 0
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        s = picture(add_defect(sheet(), kind, (1.3, 1.3), rng=rng), rng, dose=200.0)
+        yx, silicon = s.sites.yx_px, int(np.flatnonzero(s.sites.species == "Si")[0])
+        # Where there is most room around it.
+        ring = yx[silicon] + away_nm / PIXEL_NM * np.array([[np.sin(t), np.cos(t)] for t in np.linspace(0, 6.2, 60)])
+        others = np.delete(yx, silicon, axis=0)
+        room = np.hypot(*(ring[:, None] - others).transpose(2, 0, 1)).min(axis=1)
+        drawn = np.concatenate([yx, ring[[int(np.argmax(room))]]])
+        right += second_look(s.frame.image, drawn, np.append(s.sites.species, "C"))[0] == [kind]
+    assert right == 4
+
+
 def test_too_few_sites_change_nothing():
     image = np.random.default_rng(1).normal(size=(60, 60))
     empty = build_graph(Sites.empty(), material=GRAPHENE, pixel_size=SIZE, shape=image.shape)

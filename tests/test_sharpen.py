@@ -94,6 +94,23 @@ def test_pixels_left_out_do_not_spoil_the_blur(rng: np.random.Generator) -> None
     assert 0.5 * clean < undone[1] < 2.0 * clean
 
 
+def test_a_wide_blur_is_seen_beside_bright_dirt(rng: np.random.Generator) -> None:
+    """Its flanks have power at all wave numbers, and the picture must not be changed under it."""
+    conditions = Conditions(pixel_nm=0.02, detector=degrade.Detector(dose_e_per_atom=100.0))
+    image = simulate_frame(graphene(fov_nm=4.8, rotation_deg=11.0), conditions, rng).frame.image.astype(np.float64)
+    # Pixels of the noise that is to be found again.
+    clean = float(np.mean(image))
+    rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
+    away = np.hypot((rows - 120) / 2.5, columns - 150)
+    image += rng.poisson(8.0 * clean * np.exp(-0.5 * (away / 12.0) ** 8))
+    undone = undo_smoothing(gaussian_filter(image, 0.043 / 0.02, mode="nearest"), away > 22, pixel_nm=0.02)
+    assert undone is not None
+    sharp, variance = undone
+    assert 0.6 * clean < variance < 1.6 * clean
+    # No ringing: as quiet beside the dirt as far from it.
+    assert sharp[(away > 22) & (away < 30)].std() < 1.3 * sharp[away > 40].std()
+
+
 @pytest.mark.parametrize("kind", ["SV", "SW(55-77)"])
 def test_defects_of_a_smoothed_image_are_named(kind: str, rng: np.random.Generator) -> None:
     specimen = add_defect(graphene(fov_nm=3.2, rotation_deg=11.0), kind, (1.6, 1.6), rng=rng)

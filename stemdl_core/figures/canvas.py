@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection, LineCollection
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from ..analysis import FrameAnalysis
@@ -239,12 +239,6 @@ def scale_bar_nm(field_nm: float) -> float:
 def length_text(nm: float) -> str:
     """A length with the unit that reads best."""
     return f"{1e3 * nm:g} pm" if nm < 0.1 else f"{nm:g} nm"
-
-
-def clock_order(center: ArrayLike, yx: ArrayLike) -> NDArray[np.intp]:
-    """Order of points (N, 2) around a centre."""
-    steps = np.asarray(yx, dtype=float) - np.asarray(center, dtype=float)
-    return np.argsort(np.arctan2(steps[:, 0], steps[:, 1]))
 
 
 def spread(wanted: Sequence[float], pitch: float, low: float, high: float) -> list[float]:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon
+from scipy.spatial import ConvexHull
 
 from ..analysis import Defect, FrameAnalysis
 from ..frames import Frame
@@ -217,9 +218,10 @@ def _draw_outline(
     reach = float(np.hypot(*(xy - center).T).max()) + _OUTLINE_NM / analysis.pixel_size.nm * scale[0]
     hole = defect.missing_atoms > 0 and set(defect.composition) <= set(canvas.host_species(analysis))
     if hole and len(xy) > 2:
-        around = xy[canvas.clock_order(center[::-1], xy[:, ::-1])]
+        # Not all of a defect's atoms are on its rim.
+        rim = xy[ConvexHull(xy).vertices]
         page.add_patch(
-            Polygon(around, closed=True, facecolor="#d55ec2", edgecolor="none", alpha=0.30, zorder=2)
+            Polygon(rim, closed=True, facecolor="#d55ec2", edgecolor="none", alpha=0.30, zorder=2)
         )
     for color, width, alpha in (("#000000", 2.8, 0.45), (_DEFECT_COLOR, 1.3, 0.95)):
         page.add_patch(
