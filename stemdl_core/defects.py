@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,8 @@ NAME_ODDS, NAME_SLOPE = 1.0, 0.11
 WEIGHED_NM = 0.2
 #: 5-7 pairs nearer than this belong to one boundary [nm]: at 11 degrees dislocations are 1.3 nm apart.
 CHAIN_REACH_NM = 1.3
+#: Odd rings between two of them, which are in opposite directions from there, belong to the boundary, too [nm, deg].
+BETWEEN_NM, BETWEEN_DEG = 1.6, 125.0
 #: Two grains differ by at least this [deg]; below it a single dislocation has no boundary to belong to.
 SMALLEST_MISORIENTATION_DEG = 4.0
 #: Readings of a cluster of rings that say no more than that it is odd, or a piece of something larger.
@@ -278,7 +281,7 @@ def _ring_defects(
     odd = graph.inside & (graph.faces.size != 6)
     odd[list(dopant_faces(graph, dopants.tolist()))] = False
     clusters = [c for group in group_faces(graph, np.flatnonzero(odd).tolist()) for c in _clusters(graph, group)]
-    found, pieces = [], []
+    found, pieces, unclear = [], [], []
     for cluster in clusters:
         reading = ring_name(cluster)
         if reading is None:
@@ -289,7 +292,13 @@ def _ring_defects(
         elif not (name == "unknown" and cluster.cut):
             chance *= _hole_chance(graph, cluster, holes_nm)
             if chance > 0.0:
-                found.append(_ring_defect(graph, name, [cluster], chance))
+                if name == "unknown":
+                    unclear.append((cluster, chance))
+                else:
+                    found.append(_ring_defect(graph, name, [cluster], chance))
+    links = [cluster for cluster, _ in unclear if _between(cluster, pieces)]
+    found += [_ring_defect(graph, "unknown", [cluster], chance) for cluster, chance in unclear if cluster not in links]
+    pieces += links
     for chain in _chains(graph, pieces):
         atoms = {a for c in chain for a in c.atoms}
         turn = misorientation_deg(graph, atoms)
@@ -362,6 +371,13 @@ def _hole_chance(graph: AtomGraph, cluster: Cluster, holes_nm: NDArray[np.float6
     sigma = graph.sites.sigma_pm[list(cluster.atoms)]
     noisy = bool(np.isfinite(sigma).any() and np.nanmedian(sigma) > NOISY_HOLE_PM)
     return 0.0 if noisy and cluster.missing <= 2 else 0.6
+
+
+def _between(cluster: Cluster, pieces: list[Cluster]) -> bool:
+    """Whether odd rings lie between two pieces of a boundary: part of it, with an atom overlooked or one too many."""
+    steps = [np.subtract(piece.center_nm, cluster.center_nm) for piece in pieces]
+    near = [step / np.hypot(*step) for step in steps if 0 < np.hypot(*step) < BETWEEN_NM]
+    return any(float(one @ other) < math.cos(math.radians(BETWEEN_DEG)) for one, other in combinations(near, 2))
 
 
 def _chains(graph: AtomGraph, pieces: list[Cluster]) -> list[list[Cluster]]:

@@ -287,6 +287,23 @@ def test_grain_boundary_is_one_defect_with_its_misorientation():
         )
 
 
+def test_a_boundary_with_an_overlooked_atom_is_one_boundary():
+    from stemdl_core.simulate.grain_boundary import boundary_sheet
+    from stemdl_core.simulate.structures import _specimen
+
+    rng = np.random.default_rng(2)
+    specimen = _specimen(boundary_sheet((5.0, 5.0), 0.5, rng, variant=0), 5.0)
+    sites, shape = observed(specimen, rng, noise_pm=6.0)
+    (whole,) = find_defects(graph_of(sites, shape))
+    split = 0
+    inner = np.hypot(*(sites.yx_px[list(whole.site_ids)] - np.array(whole.center_px)).T) * PIXEL_NM < 0.6
+    for lost in np.array(whole.site_ids)[inner]:
+        names = names_of(sites.select(np.arange(len(sites)) != lost), shape)
+        assert "GB(5-7)" in names
+        split += names != ["GB(5-7)"]
+    assert split <= 0.15 * inner.sum()
+
+
 def test_light_atoms_by_contrast_only_when_clear(rng):
     specimen = add_defect(graphene(fov_nm=4.0), "N-C3", (2.0, 2.0), rng=rng)
     for noise, expected in ((0.03, ["N-C3"]), (0.15, [])):
