@@ -23,7 +23,7 @@ _FINE, _COARSE = 0.16, 0.75
 #: layer, or rough dirt, has structure of its own.
 LEAST_SHARE, LEAST_PURITY = 0.85, 0.4
 #: Power of the host's reflections, and amplitude of the weakest, over those of the clean image.
-POWER, LEAST_AMPLITUDE = (0.75, 1.35), 0.8
+POWER, LEAST_AMPLITUDE = (0.75, 1.25), 0.8
 #: What is in sight is at least this wide [nm].
 NARROWEST_NM = 0.30
 #: Beside what is in sight a defect, too, takes coherence from the lattice: so near to it these limits are enough [nm].

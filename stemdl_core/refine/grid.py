@@ -110,18 +110,18 @@ def make_grid(image: NDArray[np.floating], usable: NDArray[np.bool_], *, pixel_s
     return Grid(padded, weight, binning, pad, scale, middle, pixel_size_pm * binning)
 
 
-def filled(image: NDArray[np.floating], usable: NDArray[np.bool_]) -> NDArray[np.floating]:
+def filled(image: NDArray[np.floating], usable: NDArray[np.bool_], *, brightest: float = 30.0) -> NDArray[np.floating]:
     """The image less its mean without the spikes and gaps of single bad pixels and lines, for spectra.
 
     Whole areas that are left out stay as they are: their edges would have power at all wave numbers, and of smoothed
-    noise there is a millionth at the largest.
+    noise there is a millionth at the largest. Only what is darker than any specimen, or brighter than `brightest`
+    standard deviations, is flattened.
     """
     level, spread = float(image[usable].mean()), float(image[usable].std())
     rest = image - level
     if usable.all():
         return rest
-    # No specimen is as dark, or as bright, as this: it was not scanned, or the detector failed.
-    rest[~usable & ~((rest > -30 * spread) & (rest < 300 * spread))] = np.nan
+    rest[~usable & ~((rest > -30 * spread) & (rest < brightest * spread))] = np.nan
     share = uniform_filter(usable.astype(np.float32), 5, mode="nearest")
     lone = ~usable & (share > 0.5)
     around = uniform_filter(np.where(usable, rest, 0), 5, mode="nearest")[lone] / share[lone]

@@ -35,6 +35,8 @@ _BORDER = 2.0
 #: Least side of the parts whose noise is looked at where something hides the rest: fewer lattice constants blur its
 #: peaks into all wave numbers [px, nm].
 _PART_PX, _PART_NM = 64, 1.5
+#: Dirt as bright as this is part of the picture that was smoothed [standard deviations].
+_BRIGHTEST = 300.0
 #: Half the side of the part that stands for the inside [px].
 _CORE = 100
 
@@ -71,7 +73,7 @@ def undo_smoothing(image: NDArray[np.floating], usable: NDArray[np.bool_], *,
     if min(image.shape) < 64 or not usable.any():
         return None
     # What is masked is part of the picture that was smoothed: anything else in its place would make edges that ring.
-    level, values = float(image[usable].mean()), filled(image.astype(np.float64), usable)
+    level, values = float(image[usable].mean()), filled(image.astype(np.float64), usable, brightest=_BRIGHTEST)
     height, width = values.shape
     power, k2, scale = _spectra(values, usable, pixel_nm)
     law = _law(power, k2, 0.95 * np.pi / pixel_nm)
