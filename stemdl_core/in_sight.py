@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, binary_opening, gaussian_filter, label
+from scipy.ndimage import binary_dilation, binary_opening, gaussian_filter, label, median
 
 from .harmonics import HK, NORM
 from .lattice import LatticeFit
@@ -24,6 +24,8 @@ _FINE, _COARSE = 0.16, 0.75
 LEAST_SHARE, LEAST_PURITY = 0.85, 0.4
 #: Power of the host's reflections, and amplitude of the weakest, over those of the clean image.
 POWER, LEAST_AMPLITUDE = (0.75, 1.25), 0.8
+#: The same of a whole masked region, at most, in the median: two layers in step are stronger than one.
+MOST_POWER = 1.25
 #: What is in sight is at least this wide [nm].
 NARROWEST_NM = 0.30
 #: Beside what is in sight a defect, too, takes coherence from the lattice: so near to it these limits are enough [nm].
@@ -88,7 +90,8 @@ def lattice_in_sight(image: NDArray[np.float32], mask: NDArray[np.bool_], fit: L
     seen &= binary_opening(seen | clean, _disc(0.5 * NARROWEST_NM / pixel_nm))
     region, count = label(mask)
     part = np.bincount(region[seen], minlength=count + 1) / np.bincount(region.ravel(), minlength=count + 1)
-    seen &= part[region] > LEAST_PART
+    strong = np.array([False, *(median(power, region, range(1, count + 1)) > MOST_POWER * usual["power"])])
+    seen &= (part > LEAST_PART)[region] & ~strong[region]
     if not seen.any():
         return nothing
     beside = binary_dilation(seen, _disc(BESIDE_NM / pixel_nm)) & mask
