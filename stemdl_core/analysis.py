@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from .calibration import PixelSize
 from .sites import Sites
 
+#: Two readings whose probability is within this factor are both listed.
+AMBIGUITY = 3.0
+
 
 def _column(values: Any, dtype: str) -> NDArray[Any]:
     column = np.array(values, dtype=dtype, ndmin=1)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .analysis import AMBIGUITY
 from .colouring import coloured_parts
 from .detectors import Z_EXPONENT, Reading, all_detectors, chalcogen_readings, intensity_of, metal_readings
 from .materials import Material
@@ -25,10 +26,8 @@ from .sublattice import (
     tolerances,
 )
 
-__all__ = ["AMBIGUITY", "Z_EXPONENT", "Columns", "classify_columns", "intensity_of", "name_component"]
+__all__ = ["Z_EXPONENT", "Columns", "classify_columns", "intensity_of", "name_component"]
 
-#: Two readings whose probability is within this factor are both listed.
-AMBIGUITY = 3.0
 #: Spread of what the tails of neighbours leave on an empty site, as part of a host column.
 _EMPTY_SPREAD = 0.06
 #: A component farther than this from everything known, in tolerances, has no name.

@@ -14,6 +14,7 @@ from scipy.ndimage import binary_dilation, binary_opening, gaussian_filter, labe
 
 from .harmonics import HK, NORM
 from .lattice import LatticeFit
+from .spectrum import waves
 
 #: Width of the surroundings that are looked at [nm].
 SURROUNDINGS_NM = 0.28
@@ -64,19 +65,15 @@ def lattice_in_sight(image: NDArray[np.float32], mask: NDArray[np.bool_], fit: L
     nothing = np.zeros_like(mask)
     if not mask.any() or 1 - mask.mean() < LEAST_CLEAN:
         return nothing
-    waves = HK[NORM == 1] @ (fit.reciprocal * np.asarray(shape) / np.asarray(image.shape))
-    planes = 1.0 / float(np.hypot(*waves.T).mean())
+    reflections = HK[NORM == 1] @ (fit.reciprocal * np.asarray(shape) / np.asarray(image.shape))
+    planes = 1.0 / float(np.hypot(*reflections.T).mean())
     structure = gaussian_filter(image, _FINE * planes) - gaussian_filter(image, _COARSE * planes)
     clean = ~mask
     most = _BRIGHTEST * float(structure[clean].std())
     structure = np.clip(structure, -most, most)
     around = SURROUNDINGS_NM / pixel_nm
-    amplitudes = []
-    for fy, fx in waves:
-        turns = fy * np.arange(image.shape[0])[:, None] + fx * np.arange(image.shape[1])
-        angle = (2 * np.pi * (turns - np.rint(turns))).astype(np.float32)
-        amplitudes.append(np.hypot(gaussian_filter(structure * np.cos(angle), around),
-                                   gaussian_filter(structure * np.sin(angle), around)))
+    along = [waves(f, np.arange(length)) for f, length in zip(reflections.T, image.shape)]
+    amplitudes = [np.abs(gaussian_filter(structure * np.outer(y, x), around)) for y, x in zip(*along)]
     weakest = np.min(amplitudes, axis=0)
     power = 2 * np.sum(np.square(amplitudes), axis=0)
     purity = power / np.maximum(gaussian_filter(structure**2, around), np.float32(1e-12))

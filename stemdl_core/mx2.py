@@ -9,12 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from .analysis import Defect
+from .analysis import AMBIGUITY, Defect
 from .geometry import bonds_of, composition_of, ring_angles
 from .graph import AtomGraph
-
-#: Two readings whose probability is within this factor are both listed.
-AMBIGUITY = 3.0
 
 
 def find_mx2_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | None = None) -> list[Defect]:
