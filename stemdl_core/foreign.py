@@ -32,6 +32,12 @@ CLEAN, MOST_USUAL, CLEAN_LEVEL = 0.35, 1.7, 0.15
 #: In clean surroundings a foreign atom exceeds the spread of host columns, and the limit between both, by so many
 #: standard deviations.
 CLEAR_SIGMAS, CLEAR_LIMIT_SIGMAS = 5.0, 2.5
+#: So many columns around one say how uneven their brightness is; those that are this part of its own intensity or more,
+#: or foreign to the network, may be of its own kind and do not count.
+AROUND, OWN_KIND = 40, 0.8
+#: Where host columns are brighter than usual by more than this (root mean square, beyond the errors of the fit) dirt
+#: lies on them, and dirt on a column is as bright as many an element: there the network has to be this sure.
+UNEVEN, SURE = 0.10, 0.8
 
 
 def clean_surroundings(yx_px: NDArray[np.float64], intensity: NDArray[np.float64],
@@ -102,3 +108,37 @@ def foreign_sites(*, intensity: NDArray[np.float64], sigma: NDArray[np.float64],
         # Heights of overlapping columns trade against each other where neighbouring pixels share their noise.
         objected = (intensity - limit) / np.hypot(ROUGH * intensity, LIMIT_SPREAD * limit) < -1
     return np.where(measured, agreed | half | bright | clear, network & ~objected)
+
+
+def told_from_dirt(foreign: NDArray[np.bool_], *, yx_px: NDArray[np.float64], intensity: NDArray[np.float64],
+                   sigma: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Foreign sites less those that may be host columns with a single atom of dirt on them.
+
+    Dirt comes in patches: other host columns nearby are too bright, too. Nothing is said against the neighbour of a
+    sure foreign atom; in a cluster heights trade against each other.
+
+    Parameters
+    ----------
+    foreign : (N,) bool
+        See `foreign_sites`, for whose other parameters see there, too.
+    yx_px : (N, 2) float64
+        Positions [px].
+
+    Returns
+    -------
+    (N,) bool
+    """
+    doubtful = np.flatnonzero(foreign & np.isfinite(intensity) & (share < SURE))
+    if len(doubtful) == 0 or len(yx_px) <= AROUND:
+        return foreign
+    near = cKDTree(yx_px).query(yx_px[doubtful], k=AROUND + 1)[1][:, 1:]
+    with np.errstate(invalid="ignore"):
+        host = (intensity[near] < OWN_KIND * intensity[doubtful, None]) & (share[near] < SURE)
+    # Half of the errors are upwards.
+    error = 0.5 * np.nanmedian(sigma[near], axis=1) ** 2
+    excess = np.where(host, np.clip(np.nan_to_num(intensity[near]) - 1, 0, None), 0.0)
+    square = (excess**2).sum(axis=1) / np.maximum(host.sum(axis=1), 1) - error
+    in_cluster = (foreign[near[:, :4]] & (share[near[:, :4]] >= SURE)).any(axis=1)
+    kept = foreign.copy()
+    kept[doubtful] = in_cluster | (square < UNEVEN**2)
+    return kept

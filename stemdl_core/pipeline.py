@@ -14,7 +14,7 @@ from .calibration import PixelSize
 from .completion import complete, faint
 from .defects import find_defects
 from .errors import ModelError
-from .foreign import clean_surroundings, foreign_sites
+from .foreign import clean_surroundings, foreign_sites, told_from_dirt
 from .frames import Frame
 from .graph import AtomGraph, build_graph
 from .in_sight import lattice_in_sight
@@ -192,10 +192,12 @@ def _make_sites(score: NDArray[np.float64], is_dopant: NDArray[np.bool_], share:
         # trade against each other and are rough at best.
         measured[:] = False
     if dopant and (contrast := element(dopant) / material.atomic_number(material.species[0])) > 1:
-        clean = clean_surroundings(np.stack([refined.y_px, refined.x_px], axis=1), intensity,
-                                   refined.background / unit)
+        yx = np.stack([refined.y_px, refined.x_px], axis=1)
+        clean = clean_surroundings(yx, intensity, refined.background / unit)
         is_dopant = foreign_sites(intensity=intensity, sigma=intensity_sigma, measured=measured, share=share,
                                   clean=clean, contrast=contrast)
+        if measured.any():
+            is_dopant = told_from_dirt(is_dopant, yx_px=yx, intensity=intensity, sigma=intensity_sigma, share=share)
     if not measured.any() and material.kind == "mx2" and refined.imaging is not None:
         # Single heights are rough, averages over a sublattice are not: they still tell metal from chalcogen.
         intensity_sigma = intensity_sigma * max(refined.imaging.misfit, 1.0) ** 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stemdl_core.foreign import clean_surroundings, foreign_sites
+from stemdl_core.foreign import clean_surroundings, foreign_sites, told_from_dirt
 
 SILICON = 14 / 6
 
@@ -67,3 +67,31 @@ def test_surroundings_are_clean_where_only_one_column_is_bright(rng):
     assert not clean_surroundings(yx, intensity + 0.8 * patch, level)[middle]
     assert not clean_surroundings(yx, intensity, level + 0.4 * (np.arange(100) == middle))[middle]
     assert not clean_surroundings(yx[:5], intensity[:5], level[:5]).any()
+
+
+def test_a_bright_column_among_uneven_ones_has_to_look_foreign_to_the_network(rng):
+    """Atoms of dirt on every third column of a patch, one of them as bright as silicon may be."""
+    yx = np.stack(np.meshgrid(np.arange(14.0), np.arange(14.0), indexing="ij"), -1).reshape(-1, 2)
+    middle, beside, far = 90, 91, 13
+    patch = np.hypot(*(yx - yx[middle]).T) < 4
+    sigma = np.full(len(yx), 0.12)
+    intensity = rng.normal(1.0, sigma)
+    foreign = np.isin(np.arange(len(yx)), (middle, far))
+    intensity[foreign] = 2.6
+
+    def left(intensity, *, share, foreign=foreign):
+        share = np.where(foreign, share, 0.0) if np.ndim(share) == 0 else share
+        kept = told_from_dirt(foreign, yx_px=yx, intensity=intensity, sigma=sigma, share=share)
+        return np.flatnonzero(kept).tolist()
+
+    dirty = intensity + np.where(patch & ~foreign & (np.arange(len(yx)) % 3 == 0), 0.9, 0.0)
+    assert left(intensity, share=0.5) == [far, middle]
+    assert left(dirty, share=0.5) == [far]
+    assert left(dirty, share=0.9) == [far, middle]
+    # The neighbour of a sure one is of the same cluster, and a cluster does not speak against its own atoms.
+    pair = np.isin(np.arange(len(yx)), (middle, beside))
+    bright = np.where(pair, 2.6, dirty)
+    assert left(bright, share=np.where(pair, 0.9, 0.0) - 0.4 * (np.arange(len(yx)) == middle), foreign=pair) == [
+        middle, beside]
+    cluster = np.isin(np.arange(len(yx)), (middle - 14, middle - 1, middle, beside, middle + 14))
+    assert len(left(np.where(cluster, 2.6, intensity), share=0.5, foreign=cluster)) == 5
