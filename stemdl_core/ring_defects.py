@@ -81,15 +81,20 @@ def _of_rings(graph: AtomGraph, dopants: list[int], holes_nm: NDArray[np.float64
     links = [cluster for cluster, _ in unclear if _between(cluster, pieces)]
     found += [_ring_defect(graph, "unknown", [cluster], chance) for cluster, chance in unclear if cluster not in links]
     pieces += links
-    for chain in _chains(graph, pieces):
+    todo = _chains(graph, pieces)
+    while todo:
+        chain = todo.pop()
         atoms = {a for c in chain for a in c.atoms}
         turn = misorientation_deg(graph, atoms)
         rings = sum(len(c.sizes) for c in chain)
-        whole = not any(c.cut for c in chain)
-        if turn >= SMALLEST_MISORIENTATION_DEG or (math.isnan(turn) and whole and rings >= 4):
+        inner = [c for c in chain if not c.cut]
+        if turn >= SMALLEST_MISORIENTATION_DEG or (math.isnan(turn) and inner == chain and rings >= 4):
             found.append(_ring_defect(graph, "GB(5-7)", chain, 0.95 if rings >= 3 else 0.7))
-        elif whole:
+        elif inner == chain:
             found.append(_ring_defect(graph, "unknown", chain, 0.5))
+        else:
+            # At the border an odd ring is easily one of noise, and leads the line of the others astray.
+            todo += _chains(graph, inner)
     return found
 
 

@@ -304,6 +304,23 @@ def test_a_boundary_with_an_overlooked_atom_is_one_boundary():
     assert split <= 0.15 * inner.sum()
 
 
+def test_a_turned_bond_at_the_border_does_not_hide_a_boundary():
+    from stemdl_core.simulate.grain_boundary import boundary_sheet
+    from stemdl_core.simulate.structures import _specimen
+
+    rng = np.random.default_rng(2)
+    specimen = _specimen(boundary_sheet((2.6, 2.6), 0.5, rng, variant=7), 2.6)
+    sites, shape = observed(specimen, rng, noise_pm=6.0)
+    graph = graph_of(sites, shape)
+    assert names_of(sites, shape) == ["GB(5-7)"]
+    at_border = graph.sites.edge[graph.bonds.a] | graph.sites.edge[graph.bonds.b]
+    for a, b in zip(graph.bonds.a[at_border], graph.bonds.b[at_border]):
+        yx = sites.yx_px.copy()
+        middle, half = 0.5 * (yx[a] + yx[b]), 0.5 * (yx[a] - yx[b])
+        yx[a], yx[b] = middle + half[::-1] * (1, -1), middle - half[::-1] * (1, -1)
+        assert "GB(5-7)" in names_of(sites.replace(y_px=yx[:, 0], x_px=yx[:, 1]), shape)
+
+
 def test_light_atoms_by_contrast_only_when_clear(rng):
     specimen = add_defect(graphene(fov_nm=4.0), "N-C3", (2.0, 2.0), rng=rng)
     for noise, expected in ((0.03, ["N-C3"]), (0.15, [])):
