@@ -65,14 +65,14 @@ class Arrangement:
 
     def part(self, index: NDArray[np.intp], *, free: NDArray[np.bool_] | None = None) -> Arrangement:
         """Some of the atoms, in the order of their indices; all as free as they are, or as said."""
-        chosen = (getattr(self, name)[index] for name in ("yx_nm", "height", "dopant", "origin"))
-        return Arrangement(*chosen, self.free[index] if free is None else free)
+        return Arrangement(self.yx_nm[index], self.height[index], self.dopant[index], self.origin[index],
+                           self.free[index] if free is None else free)
 
     def without(self, index: int | list[int]) -> Arrangement:
         """The same less some atoms."""
         keep = np.ones(len(self.yx_nm), dtype=bool)
         keep[index] = False
-        return Arrangement(*(getattr(self, name)[keep] for name in ("yx_nm", "height", "dopant", "origin", "free")))
+        return self.part(np.flatnonzero(keep))
 
     def with_atoms(self, yx_nm: Array, height: float) -> Arrangement:
         """The same and some host atoms more."""
@@ -316,7 +316,7 @@ class Patch:
         root = np.sqrt(weight)
         return Fitted(Arrangement(y, h, atoms.dopant, atoms.origin, atoms.free), likelihood, strain,
                       (residual * root).astype(np.float32), root.astype(np.float32),
-                      jacobian * root.astype(np.float32), np.linalg.inv(matrix))
+                      jacobian * root.astype(np.float32), np.asarray(np.linalg.inv(matrix), np.float64))
 
     def gain(self, fitted: Fitted, places_nm: Array, height: float) -> Array:
         """(K,) change of the log-likelihood by a column of the given height at each place, all else as it is.

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from .analysis import FrameAnalysis
 from .calibration import PixelSize
 from .errors import StemdlError
 from .evaluate import SiteCounts, compare_sites, match
@@ -184,7 +185,7 @@ def _apparent_pixel_nm(s: SimulatedFrame) -> float:
     return float(c.pixel_nm / np.sqrt(stretch))
 
 
-def compare_defects(found: object, s: SimulatedFrame, *, within_nm: float = 0.10) -> SiteCounts:
+def compare_defects(found: FrameAnalysis, s: SimulatedFrame, *, within_nm: float = 0.10) -> SiteCounts:
     """Defects that are right in name and place.
 
     Those within 0.35 nm of the border or of hidden areas do not count, nor those with an atom beside a hole of the
@@ -192,8 +193,8 @@ def compare_defects(found: object, s: SimulatedFrame, *, within_nm: float = 0.10
     where most of its atoms are: its centre is anywhere along it, depending on where it leaves the image.
     """
     pixel = s.conditions.pixel_nm
-    centers = np.array([d.center_px for d in found.defects]).reshape(-1, 2)  # type: ignore[attr-defined]
-    names = [d.name for d in found.defects]  # type: ignore[attr-defined]
+    centers = np.array([d.center_px for d in found.defects]).reshape(-1, 2)
+    names = [d.name for d in found.defects]
     margin = 0.35 / pixel
     grown = _near_hidden(s.hidden, int(round(margin)))
     limit = np.asarray(s.frame.shape) - 1 - margin
@@ -207,9 +208,9 @@ def compare_defects(found: object, s: SimulatedFrame, *, within_nm: float = 0.10
     pairs = match(centers, s.centers_px, within_px=within_nm / pixel)
     right = [(a, b) for a, b in pairs if names[a] == s.defects[b].name]
     for b, true in enumerate(s.defects):
-        for a, one in enumerate(found.defects):  # type: ignore[attr-defined]
+        for a, one in enumerate(found.defects):
             if true.name == one.name and true.name.startswith("GB") and b not in {j for _, j in right}:
-                there, here = s.sites.yx_px[list(true.site_ids)], found.sites.yx_px[list(one.site_ids)]  # type: ignore[attr-defined]
+                there, here = s.sites.yx_px[list(true.site_ids)], found.sites.yx_px[list(one.site_ids)]
                 common = len(match(here, there, within_px=within_nm / pixel))
                 if common > 0.5 * max(len(here), len(there)):
                     right.append((a, b))
@@ -220,9 +221,9 @@ def compare_defects(found: object, s: SimulatedFrame, *, within_nm: float = 0.10
         def whole(yx_px: NDArray[np.float64], center: NDArray[np.float64]) -> bool:
             return bool((hole.query(np.concatenate([yx_px, center[None]]))[0] > beside).all())
 
-        found_sites = found.sites.yx_px  # type: ignore[attr-defined]
+        found_sites = found.sites.yx_px
         found_judged &= np.array([whole(found_sites[list(d.site_ids)], c)
-                                  for d, c in zip(found.defects, centers)], dtype=bool)  # type: ignore[attr-defined]
+                                  for d, c in zip(found.defects, centers)], dtype=bool)
         true_judged &= np.array([whole(s.sites.yx_px[list(d.site_ids)], c)
                                  for d, c in zip(s.defects, s.centers_px)], dtype=bool)
     # A defect with atoms at the border has neighbours out of view: its name cannot be known.

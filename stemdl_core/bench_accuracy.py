@@ -187,7 +187,7 @@ def columns_in_view(arrangement: str, *, pixel_nm: float, fov_nm: float = 1.8,
     return yx / pixel_nm - 0.5, (side, side)
 
 
-def laplacian_parabola(image: NDArray[np.float64], start_px: NDArray[np.float64], *,
+def laplacian_parabola(image: NDArray[np.floating], start_px: NDArray[np.float64], *,
                        pixel_nm: float) -> NDArray[np.float64]:
     """(N, 2) maxima of the Laplacian of Gaussian uphill of each start, refined by parabolas [px]."""
     response = -gaussian_laplace(np.asarray(image, np.float64), SIGMA_NM / pixel_nm)
@@ -244,13 +244,13 @@ def _position_row(model: Model, arrangement: str, dose: float, pixel_nm: float, 
                                         scan=Scan.regular(shape, pixel_nm),
                                         probe=Probe(SIGMA_NM, TAIL_RATIO * SIGMA_NM, TAIL))
     margin = 0.2 / pixel_nm
-    inner = ((yx > margin) & (yx < np.array(shape) - 1 - margin)).all(axis=1)
-    seen = ((yx > -0.5) & (yx < np.array(shape) - 0.5)).all(axis=1)
+    inner = np.all((yx > margin) & (yx < np.array(shape) - 1 - margin), axis=1)
+    seen = np.all((yx > -0.5) & (yx < np.array(shape) - 0.5), axis=1)
     # Finer pixels know nothing more: the bound is taken where the matrices are small.
     coarse = max(pixel_nm, 0.015)
     small = columns_in_view(arrangement, pixel_nm=coarse)[1]
     at = (yx[seen] + 0.5) * pixel_nm / coarse - 0.5
-    bound = cramer_rao_pm(*at.T, dose, shape=small, pixel_size_nm=coarse, sigma_probe_nm=SIGMA_NM,
+    bound = cramer_rao_pm(at[:, 0], at[:, 1], dose, shape=small, pixel_size_nm=coarse, sigma_probe_nm=SIGMA_NM,
                           background=BACKGROUND * dose * coarse**2 / 0.0262, tail_fraction=TAIL,
                           tail_ratio=TAIL_RATIO)
     limit = float(np.sqrt(np.mean(bound[inner[seen]] ** 2)))

@@ -83,7 +83,7 @@ def find_corrections(
         return []
     spread, off = best
     found = []
-    for k in np.flatnonzero(np.isfinite(off).all(axis=1) & (gaps[:, 0] == 1)):
+    for k in np.flatnonzero(np.isfinite(off).all(axis=1) & (gaps[:, 0] == 1)).tolist():
         left = np.linalg.norm(off[k] - _CELLS @ basis_nm, axis=1)
         choice = int(left.argmin())
         by = -_CELLS[choice] @ basis_nm

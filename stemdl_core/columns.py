@@ -124,7 +124,7 @@ def classify_columns(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np
     for name in np.unique(kind[kind != ""]).tolist():
         names.setdefault(name, {name: 1.0})
     chance = 1.0 / (1.0 + math.exp(-min(found.log_odds, 50.0)))
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if chance < AMBIGUITY / (1.0 + AMBIGUITY):
         warnings = (f"the brightness of the two sublattices hardly tells {metal_symbol} from {chalcogen} (probability "
                     f"{chance:.2f}): they may be interchanged",)

@@ -135,7 +135,7 @@ def score_model(model: Model, *, library: Library | None, found: Sequence[Simula
         for s in found:
             analysis = _analysis(model, s)
             sites, species = _sites(analysis, s, sites, species)
-            named = analysis if library is None else name_defects(analysis, library)
+            named = analysis if library is None or analysis is None else name_defects(analysis, library)
             _recall(named, s, hits, total)
             one()
         new["defects found and named"] = sum(hits.values()) / max(sum(total.values()), 1)

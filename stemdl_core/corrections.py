@@ -132,7 +132,8 @@ class Correction:
             values["frame"] = float(values["frame"])
         except (TypeError, ValueError):
             raise StemdlError(f"correction has a place or frame that is no number: {data}") from None
-        return cls(**{k: v if k in (*_NUMBERS, "frame") else str(v) for k, v in values.items()})
+        typed: dict[str, Any] = {k: v if k in (*_NUMBERS, "frame") else str(v) for k, v in values.items()}
+        return cls(**typed)
 
 
 def write_corrections(path: str | os.PathLike[str], corrections: Iterable[Correction]) -> None:

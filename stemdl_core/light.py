@@ -53,7 +53,6 @@ def light_substitutions(graph: AtomGraph) -> list[tuple[int, str, float]]:
     if len(index) < 20:
         return []
     # Mean over first and second neighbours, twice through the bond list.
-    total, count = np.zeros(len(usable)), np.zeros(len(usable))
     weight = usable.astype(float)
     value = np.where(usable, intensity, 0.0)
     first = np.bincount(a, weights=value[b], minlength=len(usable)) + np.bincount(b, value[a], len(usable))

@@ -7,6 +7,7 @@ journal are not analysed again; the tracker is fed with what they say and goes o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -196,7 +197,7 @@ def follow_movie(
         for number in range(len(sequence)):
             entry = next(done, None)
             if entry is not None:
-                record, _ = _advance(movie, number, lambda n=number: sequence[n], known_from(entry))
+                record, _ = _advance(movie, number, partial(sequence.__getitem__, number), known_from(entry))
             else:
                 frame, found = ahead.get(number)
                 record, analysis = _advance(movie, number, frame, found)

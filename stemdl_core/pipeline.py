@@ -260,7 +260,7 @@ def _analyze(frame: Frame, model: Model, dopant: str | None, material: str | Mat
     verdict = judge(graph, lattice_visible=found.lattice_visible)
     mask, warnings = found.mask, [*found.warnings, *verdict.warnings]
     if not verdict.believable:
-        graph, holes, mask = bonded(Sites.empty()), None, np.ones_like(mask)
+        graph, holes, mask = bonded(Sites.empty()), holes[:0], np.ones_like(mask)
     elif host.kind == "honeycomb" and found.refined is not None and found.mended is not None:
         image, valid = found.mended.image, found.mended.valid
         revision = reconsider(image, valid, graph, found.refined, vacancies_px=holes)

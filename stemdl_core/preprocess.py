@@ -29,13 +29,13 @@ class Mended:
 
     Parameters
     ----------
-    image : (H, W) float32
+    image : (H, W) float32 or float64
         Bad pixels replaced from their neighbours.
     valid : (H, W) bool
         False where a pixel was replaced: it carries no information of its own.
     """
 
-    image: NDArray[np.float32]
+    image: NDArray[np.floating]
     valid: NDArray[np.bool_]
 
 

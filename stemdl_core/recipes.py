@@ -115,8 +115,8 @@ class Recipe:
             if name in values:
                 values[name] = tuple((str(n), float(w)) for n, w in values[name])
         if "ranges" in values:
-            values["ranges"] = Ranges(**{k: tuple(v) if isinstance(v, list) else v
-                                         for k, v in values["ranges"].items()})
+            ranges: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["ranges"].items()}
+            values["ranges"] = Ranges(**ranges)
         return cls(**values)
 
 

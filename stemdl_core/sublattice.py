@@ -334,9 +334,9 @@ def _read(metal: Mixture, chalcogen: Mixture, ratio: float, counts: tuple[int, i
             hosts.append((h, g))
     if not rows:
         return _Verdict(-1e3, d.prior, int(metal.weight.argmax()), int(chalcogen.weight.argmax()))
-    totals = [_log_sum(r) for r in rows]
+    totals = [float(_log_sum(r)) for r in rows]
     best = int(np.argmax(totals))
-    together = _log_sum(np.array(totals))
+    together = float(_log_sum(np.array(totals)))
     return _Verdict(together, np.exp(rows[best] - totals[best]), *hosts[best])
 
 

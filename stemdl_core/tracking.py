@@ -338,11 +338,11 @@ class Tracker:
         if self._specimen.reference is not None:
             basis = self._specimen.reference.basis_nm
             self._shown = settle_blind(self._shown, basis)
-            columns = [t.rows for t in every]
             for one in every:
                 put_right(one.rows, self._shown, {r.frame: place for r, place in one.history.elsewhere})
-            wrong = find_corrections(self._shown, basis, columns)
-            self._shown, events = corrected(wrong, self._shown, columns, events)
+            tables = [t.rows for t in every]
+            wrong = find_corrections(self._shown, basis, tables)
+            self._shown, events = corrected(wrong, self._shown, tables, events)
             if wrong:
                 # A defect that was out of sight when the branch changed seemed to have hopped when it came back.
                 at_rest = {(t.id, e.frame) for t in every for e in events if stayed(t.rows, e.frame)}

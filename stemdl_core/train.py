@@ -261,8 +261,8 @@ def _batch(images: NDArray[np.float16], targets: NDArray[np.uint8],
     if flip:
         x, y = x[:, ::-1], y[:, ::-1]
     n = len(x)
-    x = x * rng.uniform(0.9, 1.1, (n, 1, 1)) + rng.uniform(-0.1, 0.1, (n, 1, 1))
-    return (torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[:, None],
+    varied = x * rng.uniform(0.9, 1.1, (n, 1, 1)) + rng.uniform(-0.1, 0.1, (n, 1, 1))
+    return (torch.from_numpy(np.ascontiguousarray(varied, dtype=np.float32))[:, None],
             torch.from_numpy(np.ascontiguousarray(y)))
 
 

@@ -211,8 +211,8 @@ def finish_model(folder: Path, *, count: int = 160, seed: int = 99, device: str 
     model = load_model(folder, device=device)
     coarse = model.card.pixel_size_nm > 0.022
     if model.card.recipe.get("imaging", "stem") == "stm":
-        frames = (random_stm(3.0, np.random.default_rng([seed, k]), dopant=model.card.dopant or "N")
-                  for k in range(count))
+        frames: Iterator[SimulatedFrame] = (
+            random_stm(3.0, np.random.default_rng([seed, k]), dopant=model.card.dopant or "N") for k in range(count))
     else:
         frames = simulated_frames(model.card.materials, count, seed=seed, dose_e_per_atom=(15.0, 1000.0),
                                   fov_nm=(3.0, 8.0) if coarse else (2.0, 6.0))

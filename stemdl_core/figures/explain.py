@@ -49,7 +49,7 @@ def _background(axes: Axes, frame: Frame, result: Explanation) -> None:
 
 
 def _overlay(axes: Axes, result: Explanation, values: NDArray[np.float32], colors: str, low: float,
-             strength: NDArray[np.float32]) -> None:
+             strength: NDArray[np.floating]) -> None:
     top, bottom, left, right = result.extent_px
     axes.imshow(values, cmap=colors, vmin=low, vmax=float(np.max(np.abs(values))) or 1.0, interpolation="bilinear",
                 alpha=np.clip(1.6 * strength, 0.0, 0.75), extent=(left, right, bottom, top), origin="upper",

@@ -107,7 +107,7 @@ def draw_structure(axes: Axes, c: DefectClass, *, width_px: float = 2.0) -> None
     colors = class_colors(g.species.tolist(), g.host)
     half = 0.5 * GRID_PX * GRID_NM
     xy = g.yx_nm[:, ::-1]
-    near = (np.abs(xy) < 1.05 * half).all(axis=1)
+    near = np.all(np.abs(xy) < 1.05 * half, axis=1)
     lines, tints = [], []
     for a, b in c.bonds.tolist():
         if near[a] or near[b]:

@@ -73,7 +73,8 @@ def undo_smoothing(image: NDArray[np.floating], usable: NDArray[np.bool_], *,
     if min(image.shape) < 64 or not usable.any():
         return None
     # What is masked is part of the picture that was smoothed: anything else in its place would make edges that ring.
-    level, values = float(image[usable].mean()), filled(image.astype(np.float64), usable, brightest=_BRIGHTEST)
+    level = float(image[usable].mean())
+    values = filled(image.astype(np.float64), usable, brightest=_BRIGHTEST)
     height, width = values.shape
     power, k2, scale = _spectra(values, usable, pixel_nm)
     law = _law(power, k2, 0.95 * np.pi / pixel_nm)
@@ -93,7 +94,7 @@ def undo_smoothing(image: NDArray[np.floating], usable: NDArray[np.bool_], *,
     return None
 
 
-def _spectra(values: NDArray[np.float64], usable: NDArray[np.bool_],
+def _spectra(values: NDArray[np.floating], usable: NDArray[np.bool_],
              pixel_nm: float) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """Powers (T, h, w) of parts of the image, their squared wave numbers (h, w) [1/nm^2], and the power of noise of
     variance one.

@@ -164,7 +164,7 @@ def render(yx_nm: ArrayLike, intensity: ArrayLike, *, scan: Scan, probe: Probe) 
         Intensity per nm^2: an isolated column sums to ``intensity / pixel_nm**2``.
     """
     yx = np.asarray(yx_nm, dtype=np.float64).reshape(-1, 2)
-    weights = np.asarray(intensity, dtype=np.float64).reshape(-1)
+    weights: NDArray[np.float64] = np.asarray(intensity, dtype=np.float64).reshape(-1)
     height, width = scan.shape
     jittered = bool(scan.line_dx_nm.any())
     # Lines are displaced along x after rendering, by a Fourier shift of each line: exact for a band-limited
@@ -185,7 +185,7 @@ def render(yx_nm: ArrayLike, intensity: ArrayLike, *, scan: Scan, probe: Probe) 
     return shifted[:, margin:margin + width]
 
 
-def _add_gaussians(image: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float64],
+def _add_gaussians(image: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.floating],
                    yx: NDArray[np.float64], height: NDArray[np.float64], sigma: float) -> None:
     """Add round Gaussians of given heights to an image whose rows and columns lie at `y` and `x`.
 

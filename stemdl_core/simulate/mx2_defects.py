@@ -195,7 +195,7 @@ def _mixture(rng: np.random.Generator, metal: str, chalcogen: str, dopant: str, 
     guest = str(rng.choice(list(choices), p=chances / chances.sum()))
     if density_per_nm2 is not None:
         total = int(rng.poisson(density_per_nm2 * shape_nm[0] * shape_nm[1]))
-        parts = rng.multinomial(total, [0.5, 0.35, 0.1, 0.05])
+        parts = rng.multinomial(total, [0.5, 0.35, 0.1, 0.05]).tolist()
     else:
         x = float(rng.choice([0.0, 0.01, 0.05, 0.2, 0.5], p=[0.2, 0.2, 0.25, 0.25, 0.1])) * rng.uniform(
             0.5, 1.0

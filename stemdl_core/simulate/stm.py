@@ -136,12 +136,12 @@ def simulate_stm(specimen: Specimen, conditions: StmConditions, rng: np.random.G
     image = (10 ** rng.uniform(-3, 3) * image + rng.uniform(-50, 50)).astype(np.float32)
 
     apparent = scan.apparent_px(yx, c.tip_nm)
-    inside = ((apparent > -0.5) & (apparent < np.asarray(shape) - 0.5)).all(axis=1)
+    inside = np.all((apparent > -0.5) & (apparent < np.asarray(shape) - 0.5), axis=1)
     where = np.flatnonzero(inside)
     new_index = np.full(len(yx), -1)
     new_index[where] = np.arange(len(where))
     border = 1.05 * material.bond_nm / c.pixel_nm
-    edge = ((apparent < border) | (apparent > np.asarray(shape) - 1 - border)).any(axis=1)
+    edge = np.any((apparent < border) | (apparent > np.asarray(shape) - 1 - border), axis=1)
     intensity = np.where(foreign, DOPANT_CONTRAST, height)
     sites = Sites.from_columns(y_px=apparent[where, 0], x_px=apparent[where, 1], species=symbols[where],
                                intensity=intensity[where], edge=edge[where])
