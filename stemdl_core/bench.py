@@ -35,6 +35,8 @@ from .weights import WEIGHTS_NAME, Model, load_model, load_network, model_folder
 Progress = Callable[[int], None]
 #: Seed of the test set; training uses others.
 TEST_SEED = 20170811
+#: Atoms nearer than this to one that a hole has taken were its neighbours, a silicon's longer bonds included [bonds].
+BESIDE_HOLE = 1.6
 DOSES = ((10.0, 20.0), (20.0, 50.0), (50.0, 100.0), (100.0, 200.0), (200.0, 500.0), (500.0, 1000.0))
 
 
@@ -189,8 +191,9 @@ def compare_defects(found: FrameAnalysis, s: SimulatedFrame, *, within_nm: float
     """Defects that are right in name and place.
 
     Those within 0.35 nm of the border or of hidden areas do not count, nor those with an atom beside a hole of the
-    sheet: the hole has taken their neighbours, and the specimen's names are no longer theirs. A boundary is in place
-    where most of its atoms are: its centre is anywhere along it, depending on where it leaves the image.
+    sheet: the hole has taken their neighbours, and the specimen's names are no longer theirs. Nor does what was seen at
+    the border without being given a name. A boundary is in place where most of its atoms are: its centre is anywhere
+    along it, depending on where it leaves the image.
     """
     pixel = s.conditions.pixel_nm
     centers = np.array([d.center_px for d in found.defects]).reshape(-1, 2)
@@ -216,7 +219,7 @@ def compare_defects(found: FrameAnalysis, s: SimulatedFrame, *, within_nm: float
                     right.append((a, b))
     found_judged, true_judged = judged(centers), judged(s.centers_px)
     if len(s.removed_px):
-        hole, beside = cKDTree(s.removed_px), 1.3 * get_material(s.material).bond_nm / pixel
+        hole, beside = cKDTree(s.removed_px), BESIDE_HOLE * get_material(s.material).bond_nm / pixel
 
         def whole(yx_px: NDArray[np.float64], center: NDArray[np.float64]) -> bool:
             return bool((hole.query(np.concatenate([yx_px, center[None]]))[0] > beside).all())
@@ -227,6 +230,8 @@ def compare_defects(found: FrameAnalysis, s: SimulatedFrame, *, within_nm: float
         true_judged &= np.array([whole(s.sites.yx_px[list(d.site_ids)], c)
                                  for d, c in zip(s.defects, s.centers_px)], dtype=bool)
     # A defect with atoms at the border has neighbours out of view: its name cannot be known.
+    found_judged &= np.array([d.name != "unknown" or not found.sites.edge[list(d.site_ids)].any()
+                              for d in found.defects], dtype=bool)
     true_judged &= np.array([not s.sites.edge[list(d.site_ids)].any() for d in s.defects], dtype=bool)
     hits = sum(1 for a, b in right if true_judged[b])
     matched_found = {a for a, _ in right}

@@ -213,7 +213,8 @@ def simulate_frame(specimen: Specimen, conditions: Conditions, rng: np.random.Ge
     column_of_atom = np.empty(len(yx), dtype=int)
     for k, m in enumerate(members):
         column_of_atom[m] = k
-    defects, centers_px = _true_defects(specimen.defects, centers, seen, c, column_of_atom, new_index, hidden)
+    defects, centers_px = _true_defects(specimen.defects, centers, seen, c, column_of_atom, new_index, hidden,
+                                        sites.yx_px, visible)
     vacancies_px = seen.apparent_px(vacancies, c.probe.sigma_nm)
     inside_v = ((vacancies_px > -0.5) & (vacancies_px < np.asarray(shape) - 0.5)).all(axis=1)
     frame = Frame(image, PixelSize(c.pixel_nm, "metadata", c.pixel_nm), source="simulation")
@@ -290,12 +291,22 @@ def _hidden(shape: tuple[int, int], pixel_nm: float, fields: list[tuple[NDArray[
 
 def _true_defects(defects: tuple[TrueDefect, ...], centers: NDArray[np.float64], scan: Scan, c: Conditions,
                   column_of_atom: NDArray[np.int64], new_index: NDArray[np.int64],
-                  hidden: NDArray[np.uint8]) -> tuple[tuple[TrueDefect, ...], NDArray[np.float64]]:
-    """Defects that lie wholly in the visible part of the image, renumbered to the frame's sites."""
+                  hidden: NDArray[np.uint8], yx_px: NDArray[np.float64],
+                  visible: NDArray[np.bool_]) -> tuple[tuple[TrueDefect, ...], NDArray[np.float64]]:
+    """Defects that lie wholly in the visible part of the image, renumbered to the frame's sites.
+
+    Of a boundary, which crosses the whole image, it is the part that can be seen.
+    """
     kept, places = [], []
     centers_px = scan.apparent_px(centers, c.probe.sigma_nm)
     for defect, center in zip(defects, centers_px):
         ids = sorted({int(new_index[column_of_atom[i]]) for i in defect.site_ids})
+        if defect.name.startswith("GB"):
+            ids = [i for i in ids if i >= 0 and visible[i]]
+            if ids:
+                kept.append(replace(defect, site_ids=tuple(ids)))
+                places.append(yx_px[ids].mean(axis=0))
+            continue
         row, column = np.round(center).astype(int)
         inside = 0 <= row < hidden.shape[0] and 0 <= column < hidden.shape[1]
         if (ids and ids[0] < 0) or not inside or hidden[row, column] == 1:
