@@ -6,12 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
+from scipy.spatial import cKDTree
 
 from .planar import find_faces
 
 #: Cosine of three times the angle between the lattice at two neighbours, below which a boundary runs between
 #: them (12 degrees), and the part of such bonds that the noise of positions may cause.
 _ALIGNED, _FEW_TURNED = 0.8, 0.005
+#: Neighbours are within this of each other [bonds], the next ones at 1.73; parts of fewer columns have no mean.
+_REACH, _SMALL_PART = 1.25, 16
 
 
 def two_colour(n_sites: int, pairs: NDArray[np.int64], strain: NDArray[np.float64] | None = None
@@ -76,3 +79,14 @@ def _turned(yx_nm: NDArray[np.float64], pairs: NDArray[np.int64]) -> NDArray[np.
     a, b = sums[pairs[:, 0]], sums[pairs[:, 1]]
     size = np.abs(a) * np.abs(b)
     return np.asarray(-(a * b.conj()).real < _ALIGNED * size)
+
+
+def alike(yx_nm: NDArray[np.float64], bond_nm: float) -> NDArray[np.int64]:
+    """(N,) labels of columns that should be about equally bright: those of a sublattice in one part of a lattice.
+
+    Columns of small parts share a label. `bond_nm` is the distance of neighbours.
+    """
+    pairs = cKDTree(yx_nm).query_pairs(_REACH * bond_nm, output_type="ndarray").astype(np.int64)
+    colour, part = coloured_parts(yx_nm, pairs)
+    small = np.bincount(part)[part] < _SMALL_PART
+    return np.where(small, 0, 1 + 2 * part + colour)

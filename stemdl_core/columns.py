@@ -17,6 +17,7 @@ from .analysis import AMBIGUITY
 from .colouring import coloured_parts
 from .detectors import Z_EXPONENT, Reading, all_detectors, chalcogen_readings, intensity_of, metal_readings
 from .materials import Material
+from .scatter import excess_around
 from .sites import Sites
 from .sublattice import (
     DIMMEST,
@@ -32,6 +33,13 @@ __all__ = ["Z_EXPONENT", "Columns", "classify_columns", "intensity_of", "name_co
 _EMPTY_SPREAD = 0.06
 #: A component farther than this from everything known, in tolerances, has no name.
 _FARTHEST = 3.5
+#: Columns brighter than the host's by this part may be host columns with dirt on them. Dirt comes in patches, on both
+#: sublattices: so many columns of either are looked at.
+_BRIGHTER, _AROUND = 1.1, 20
+#: A foreign atom stands on its site, an atom of dirt anywhere: a column is called dirty where it is farther than the
+#: first number from the middle of its three neighbours, over the typical distance, and its excess less than the second
+#: number of times that of the columns around it.
+_DIRTY = ((2.5, 25.0), (1.3, 12.0), (0.0, 8.0))
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,9 @@ def classify_columns(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np
             names.setdefault(name, odds)
         _empty_sites(index, found.value / (unit * mixture.mean[host]), found.sigma / (unit * mixture.mean[host]),
                      mixture.width, readings, kind, species, probability)
+    bright = np.flatnonzero((kind != "") & (found.value > _BRIGHTER * found.level))
+    dirty = bright[_dirt_on(bright, yx_nm, pairs, metal, found.value - found.level, sites.intensity_sigma)]
+    kind[dirty], species[dirty] = "", np.where(metal[dirty], metal_symbol, chalcogen)
     names = {name: odds for name, odds in names.items() if np.any(kind == name)}
     for name in np.unique(kind[kind != ""]).tolist():
         names.setdefault(name, {name: 1.0})
@@ -130,6 +141,23 @@ def classify_columns(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np
                     f"{chance:.2f}): they may be interchanged",)
     return Columns(species, metal, kind, probability, tuple(_rivals(name, odds) for name, odds in names.items()),
                    tuple(names), chance, warnings)
+
+
+def _dirt_on(bright: NDArray[np.intp], yx_nm: NDArray[np.float64], pairs: NDArray[np.int64], metal: NDArray[np.bool_],
+             excess: NDArray[np.float64], sigma: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(K,) whether bright columns may be host columns with atoms of dirt on them.
+
+    `excess` (N,) is the brightness above the host's, `sigma` (N,) its standard error.
+    """
+    three = np.bincount(pairs.ravel(), minlength=len(yx_nm)) == 3
+    if len(bright) == 0 or not three.any():
+        return np.zeros(len(bright), dtype=bool)
+    total = np.stack([np.bincount(pairs[:, 0], yx_nm[pairs[:, 1], k], len(yx_nm))
+                      + np.bincount(pairs[:, 1], yx_nm[pairs[:, 0], k], len(yx_nm)) for k in (0, 1)], axis=1)
+    apart = np.where(three, np.hypot(*(yx_nm - total / 3).T), 0.0)
+    apart = apart[bright] / float(np.median(apart[three]))
+    around = np.minimum(*(excess_around(bright, yx_nm, excess, sigma, side, crowd=_AROUND) for side in (metal, ~metal)))
+    return np.any([(apart > far) & (excess[bright] < times * around) for far, times in _DIRTY], axis=0)
 
 
 def _empty_sites(index: NDArray[np.int64], value: NDArray[np.float64], sigma: NDArray[np.float64], width: float,

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from .scatter import excess_around
+
 #: Annular dark-field intensity grows at least as this power of the atomic number (Krivanek et al., Nature 464, 571
 #: (2010), find 1.64; smaller inner angles lower it).
 LEAST_EXPONENT = 1.3
@@ -32,9 +34,8 @@ CLEAN, MOST_USUAL, CLEAN_LEVEL = 0.35, 1.7, 0.15
 #: In clean surroundings a foreign atom exceeds the spread of host columns, and the limit between both, by so many
 #: standard deviations.
 CLEAR_SIGMAS, CLEAR_LIMIT_SIGMAS = 5.0, 2.5
-#: So many columns around one say how uneven their brightness is; those that are this part of its own intensity or more,
-#: or foreign to the network, may be of its own kind and do not count.
-AROUND, OWN_KIND = 40, 0.8
+#: So many columns around one say how uneven their brightness is.
+AROUND = 40
 #: Where host columns are brighter than usual by more than this (root mean square, beyond the errors of the fit) dirt
 #: lies on them, and dirt on a column is as bright as many an element: there the network has to be this sure.
 UNEVEN, SURE = 0.10, 0.8
@@ -131,14 +132,9 @@ def told_from_dirt(foreign: NDArray[np.bool_], *, yx_px: NDArray[np.float64], in
     doubtful = np.flatnonzero(foreign & np.isfinite(intensity) & (share < SURE))
     if len(doubtful) == 0 or len(yx_px) <= AROUND:
         return foreign
-    near = cKDTree(yx_px).query(yx_px[doubtful], k=AROUND + 1)[1][:, 1:]
-    with np.errstate(invalid="ignore"):
-        host = (intensity[near] < OWN_KIND * intensity[doubtful, None]) & (share[near] < SURE)
-    # Half of the errors are upwards.
-    error = 0.5 * np.nanmedian(sigma[near], axis=1) ** 2
-    excess = np.where(host, np.clip(np.nan_to_num(intensity[near]) - 1, 0, None), 0.0)
-    square = (excess**2).sum(axis=1) / np.maximum(host.sum(axis=1), 1) - error
-    in_cluster = (foreign[near[:, :4]] & (share[near[:, :4]] >= SURE)).any(axis=1)
+    uneven = excess_around(doubtful, yx_px, intensity - 1, sigma, share < SURE, crowd=AROUND)
+    beside = cKDTree(yx_px).query(yx_px[doubtful], k=5)[1][:, 1:]
+    in_cluster = (foreign[beside] & (share[beside] >= SURE)).any(axis=1)
     kept = foreign.copy()
-    kept[doubtful] = in_cluster | (square < UNEVEN**2)
+    kept[doubtful] = in_cluster | (uneven < UNEVEN)
     return kept

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .analysis import FrameAnalysis
 from .brightness import off_the_sheet
 from .calibration import PixelSize
+from .colouring import alike
 from .completion import complete, faint
 from .defects import find_defects
 from .errors import ModelError
@@ -148,8 +149,9 @@ def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> De
     usable = mended.valid & ~_enlarge(mask, shape) if mask.any() else mended.valid
     refined = None
     if len(start):
+        groups = dopant_class if material.kind == "honeycomb" else alike(pixel_size.to_nm(start), material.bond_nm)
         refined = refine_sites(mended.image, start[:, 0], start[:, 1], pixel_size_nm=pixel_size.nm,
-                               groups=dopant_class.astype(int), valid=usable)
+                               groups=groups.astype(int), valid=usable)
         if refined.sharpened is not None:
             mended = Mended(refined.sharpened, mended.valid)
     sites, absent = _make_sites(score, dopant_class, share, refined, material, dopant)

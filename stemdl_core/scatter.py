@@ -9,6 +9,8 @@ from scipy.special import ndtri
 
 #: Part of the columns around that departs by less than what is taken for typical.
 TYPICAL = 0.8
+#: Columns with this part of the excess of the one that they surround may be of its own kind, and do not count.
+OWN_KIND = 0.8
 
 
 def scatter_around(at_nm: NDArray[np.float64], yx_nm: NDArray[np.float64], size: NDArray[np.float64], *,
@@ -35,3 +37,36 @@ def scatter_around(at_nm: NDArray[np.float64], yx_nm: NDArray[np.float64], size:
     # Of a normal distribution this part lies within so many standard deviations.
     reach = float(ndtri(0.5 + 0.5 * TYPICAL))
     return np.asarray(np.quantile(size[near], TYPICAL, axis=1) / reach)
+
+
+def excess_around(sites: NDArray[np.intp], yx: NDArray[np.float64], excess: NDArray[np.float64],
+                  sigma: NDArray[np.float64], usable: NDArray[np.bool_], *, crowd: int) -> NDArray[np.float64]:
+    """By how much the columns around some are brighter than they should be: dirt, an atom here and an atom there.
+
+    Parameters
+    ----------
+    sites : (M,) int
+        The columns whose surroundings are looked at.
+    yx : (N, 2) float64
+        Positions, in any unit.
+    excess, sigma : (N,) float64
+        Brightness less that of a host column, and its standard error; NaN where unknown.
+    usable : (N,) bool
+        Columns that count.
+    crowd : int
+        Nearest of them that do.
+
+    Returns
+    -------
+    (M,) float64
+        Root mean square of what is above zero, beyond what the errors explain, in the unit of `excess`.
+    """
+    among = np.flatnonzero(usable & np.isfinite(excess) & np.isfinite(sigma))
+    if len(among) <= crowd:
+        return np.zeros(len(sites))
+    near = among[cKDTree(yx[among]).query(yx[sites], k=crowd + 1)[1]]
+    counts = (near != sites[:, None]) & (excess[near] < OWN_KIND * excess[sites, None])
+    square = np.where(counts, np.clip(excess[near], 0, None) ** 2, 0.0).sum(axis=1)
+    # Half of the errors are upwards.
+    square = square / np.maximum(counts.sum(axis=1), 1) - 0.5 * np.median(sigma[near], axis=1) ** 2
+    return np.sqrt(np.clip(square, 0, None))

@@ -46,6 +46,11 @@ _HOST_RANGE = 0.4
 #: Columns of a sublattice that show how much columns scatter around a place, and by how many times the usual scatter
 #: chance alone makes them.
 CROWD, CHANCE = 20, 1.3
+#: Dirt that adds less than this part of the error of the fit is none; the levels of a sublattice are those of its clean
+#: columns where these are at least this part of it.
+CLEAN, LEAST_CLEAN = 0.5, 0.25
+#: The calmest part of an image, and by how much its scatter is below the typical one where all is alike.
+CALMEST = 0.2, 1.15
 #: Fewer columns than this on a sublattice tell nothing.
 FEWEST = 8
 
@@ -81,6 +86,12 @@ class Sublattices:
     unit: dict[bool, float]
     host: dict[bool, int]
 
+    @property
+    def level(self) -> NDArray[np.float64]:
+        """(N,) brightness of a host column on the sublattice of each."""
+        of = {m: self.unit[m] * float(self.mixtures[m].mean[self.host[m]]) for m in (True, False)}
+        return np.where(self.metal, of[True], of[False])
+
 
 def assign_sublattices(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np.int64], material: Material,
                        dopant: str | None) -> Sublattices | None:
@@ -114,10 +125,14 @@ def assign_sublattices(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[
     for own, other in (sides, sides[::-1]):
         gain = slow_gain(yx_nm, value, own, other)
         flat[own], flat_sigma[own] = value[own] / gain, sigma[own] / gain
-    flat_sigma = np.hypot(flat_sigma, dirt_around(yx_nm, flat, sides))
+    dirt = dirt_around(yx_nm, flat, flat_sigma, sides)
+    clean = dirt < CLEAN * flat_sigma
+    flat_sigma = np.hypot(flat_sigma, dirt)
     units = [float(np.median(flat[s])) for s in sides]
     # Columns at the border lack the neighbours whose tails the fit knows how to take away.
     inner = [s[~sites.edge[s]] if np.sum(~sites.edge[s]) > 5 * FEWEST else s for s in sides]
+    # Dirt makes levels of its own, at which nothing is to be found.
+    inner = [s[clean[s]] if np.sum(clean[s]) > max(5 * FEWEST, LEAST_CLEAN * len(s)) else s for s in inner]
     mixtures = [fit_mixture(flat[s] / u, flat_sigma[s] / u) for s, u in zip(inner, units)]
     on_metal, on_chalcogen = metal_readings(material, dopant), chalcogen_readings(material)
     verdicts = [_read(mixtures[m], mixtures[1 - m], units[m] / units[1 - m], (len(sides[m]), len(sides[1 - m])),
@@ -143,7 +158,7 @@ def assign_sublattices(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[
                        {True: verdict.metal_host, False: verdict.chalcogen_host})
 
 
-def dirt_around(yx_nm: NDArray[np.float64], value: NDArray[np.float64],
+def dirt_around(yx_nm: NDArray[np.float64], value: NDArray[np.float64], sigma: NDArray[np.float64],
                 sides: list[NDArray[np.int64]]) -> NDArray[np.float64]:
     """(N,) standard deviation that dirt adds to the brightness of columns: patches where both sublattices scatter more.
 
@@ -155,7 +170,10 @@ def dirt_around(yx_nm: NDArray[np.float64], value: NDArray[np.float64],
             return np.zeros(len(value))
         apart = np.abs(value[side] - np.median(value[side]))
         scatter = scatter_around(yx_nm, yx_nm[side], apart, crowd=CROWD)
-        excess[k] = np.sqrt(np.maximum(scatter**2 - (CHANCE * np.median(scatter)) ** 2, 0.0))
+        # Where dirt covers most of the image the clean rest, and the errors of the fit, say what is usual.
+        calm = max(CALMEST[1] * float(np.quantile(scatter, CALMEST[0])), float(np.median(sigma[side])))
+        usual = min(float(np.median(scatter)), calm)
+        excess[k] = np.sqrt(np.maximum(scatter**2 - (CHANCE * usual) ** 2, 0.0))
     return np.asarray(excess.min(axis=0))
 
 
