@@ -278,15 +278,17 @@ def _bench(commands: Any) -> None:
         "stemdl bench speed",
         "stemdl bench --accuracy --out accuracy",
         "stemdl bench architectures --frames 20",
+        "stemdl bench defects --frames 200",
         "stemdl bench movies --oracle --frames 60",
         "stemdl bench ablation --keep models",
     )
     parser.add_argument(
-        "table", nargs="?", choices=("ablation", "accuracy", "architectures", "chemistry", "dose", "movies", "speed")
+        "table", nargs="?", choices=("ablation", "accuracy", "architectures", "chemistry", "defects", "dose", "movies",
+                                   "speed")
     )
     parser.add_argument("--accuracy", action="store_true", help="the same as the table 'accuracy'")
     parser.add_argument(
-        "--model", action="append", metavar="NAME|DIR", help="may be repeated for architectures"
+        "--model", action="append", metavar="NAME|DIR", help="may be repeated"
     )
     parser.add_argument("--frames", type=count, metavar="N", help="simulated frames (a dose, a movie)")
     parser.add_argument("--oracle", action="store_true", help="movies: track true atoms, with noise, not images")

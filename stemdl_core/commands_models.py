@@ -141,7 +141,7 @@ def bench(args: Namespace) -> None:
             raise StemdlError(f"give either --accuracy or the table {args.table!r}")
         args.table = "accuracy"
     if args.table is None:
-        raise StemdlError("name a table: ablation, accuracy, architectures, chemistry, dose, movies or speed")
+        raise StemdlError("name a table: ablation, accuracy, architectures, chemistry, defects, dose, movies or speed")
     if args.table == "accuracy":
         _bench_accuracy(args)
         return
@@ -171,6 +171,13 @@ def bench(args: Namespace) -> None:
         with progress_bar(frames * len(PUBLISHED), "frames", quiet=args.quiet) as bar:
             table = geometry((args.model or ["graphene"])[0], frames=frames,
                              progress=lambda done: bar.update(done - bar.n))
+    elif args.table == "defects":
+        from .bench_defects import defects, number_of_frames
+
+        names = args.model or [n for n in ("graphene", "mx2") if n in installed]
+        frames = args.frames or 100
+        with progress_bar(number_of_frames(names, frames), "frames", quiet=args.quiet) as bar:
+            table = defects(names, frames=frames, progress=lambda done: bar.update(done - bar.n))
     elif args.table == "movies":
         from .bench_movies import MOVIE_DOSES, SCENARIOS, movies
 

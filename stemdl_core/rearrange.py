@@ -134,12 +134,13 @@ class Search:
                                     margin_nm=MARGIN_NM + 0.02)
         perfect = None if lattice is None else self._perfect(lattice)
         flat = None if perfect is None else self._fit(perfect)
+        first = self._probability(now) + SEEN
         if float(((self.unit * self.patch.profile(self.place.center) * now.root) ** 2).sum()) < FEWEST_POWER:
             # Too faint to change anything, not too faint to doubt it.
             if flat is not None:
+                self._probability(flat)
                 self._believe(now, flat)
             return None
-        first = self._probability(now) + SEEN
         best, top = self._climb(now, lattice)
         if flat is not None:
             its = self._probability(flat)
