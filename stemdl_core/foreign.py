@@ -17,8 +17,8 @@ from .scatter import excess_around
 #: (2010), find 1.64; smaller inner angles lower it).
 LEAST_EXPONENT = 1.3
 #: Spread of the intensity of host columns about their median beyond the error of the fit, and by how many standard
-#: deviations a foreign atom has to exceed it.
-HOST_SPREAD, DOPANT_SIGMAS = 0.15, 2.5
+#: deviations a foreign atom has to exceed it; more where the network is not sure: of a thousand columns some do.
+HOST_SPREAD, DOPANT_SIGMAS, UNSURE_SIGMAS = 0.15, 2.5, 3.5
 #: Intensity of host columns under a patch that is not thick enough to be masked.
 UNDER_DIRT = 2.4
 #: Relative uncertainty of the intensity that divides host from foreign atoms.
@@ -97,8 +97,9 @@ def foreign_sites(*, intensity: NDArray[np.float64], sigma: NDArray[np.float64],
         above = (intensity - limit) / np.hypot(sigma, LIMIT_SPREAD * limit)
         beyond_host = (intensity - 1) / np.hypot(sigma, HOST_SPREAD)
         # Where intensities could not tell at all, they do not contradict either.
-        mute = (limit - 1) / np.hypot(sigma, HOST_SPREAD) < DOPANT_SIGMAS
-        agreed = network & (above > -0.5) & ((beyond_host > DOPANT_SIGMAS) | mute)
+        mute = (share >= SURE) & ((limit - 1) / np.hypot(sigma, HOST_SPREAD) < DOPANT_SIGMAS)
+        enough = np.where(share >= SURE, DOPANT_SIGMAS, UNSURE_SIGMAS)
+        agreed = network & (above > -0.5) & ((beyond_host > enough) | mute)
         half = (share > HALF_BELIEF) & (above > 1) & (beyond_host > DOPANT_SIGMAS + 1)
         # So bright that no host column can be: the network missed the class, not the atom.
         bright = above > 3.4

@@ -43,6 +43,13 @@ def test_what_the_network_takes_for_foreign_has_to_exceed_the_host():
     assert not decide(1.0, sigma=0.1, share=0.0, measured=False).any()
 
 
+def test_a_thousand_noisy_columns_need_more_than_a_guess_of_the_network():
+    """Two or three standard deviations are nothing among so many; where the network is sure they are enough."""
+    assert decide([2.8, 3.0], sigma=0.62, share=0.9).all()
+    assert not decide([2.8, 3.0], sigma=0.62, share=0.7).any()
+    assert decide(3.4, sigma=0.62, share=0.7).all()
+
+
 def test_the_limit_follows_the_element():
     """1.9 times the host: too weak for germanium, not for sodium."""
     assert not decide(1.9, contrast=32 / 6).any()
