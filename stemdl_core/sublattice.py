@@ -24,7 +24,7 @@ from .colouring import coloured_parts
 from .detectors import Reading, all_detectors, chalcogen_readings, metal_readings
 from .materials import Material
 from .mixture import Mixture, fit_mixture
-from .scatter import scatter_around
+from .scatter import scatter_around, sloping_gain
 from .sites import Sites
 
 #: Uncertainty of the logarithm of a brightness ratio that a detector predicts: tilt, thermal motion, defocus.
@@ -116,6 +116,8 @@ def assign_sublattices(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[
     if len(sizes) == 0 or usable.sum() < 2 * FEWEST:
         return None
     sigma = np.where(np.isfinite(sigma), sigma, 0.1 * float(np.median(value[usable])))
+    slope = sloping_gain(yx_nm, value, 2 * part + colour)
+    value, sigma = value / slope, sigma / slope
     main = part == int(sizes.argmax())
     sides = [np.flatnonzero(main & (colour == c) & usable) for c in (0, 1)]
     if min(len(s) for s in sides) < FEWEST or min(float(np.median(value[s])) for s in sides) <= 0:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from specimen_sites import PIXEL_NM, graph_of, observed
 
 from stemdl_core.calibration import PixelSize
-from stemdl_core.colouring import alike, two_colour
+from stemdl_core.colouring import alike, coloured_parts, two_colour
 from stemdl_core.columns import name_component
 from stemdl_core.defects import find_defects
 from stemdl_core.detectors import all_detectors
@@ -217,6 +217,25 @@ def test_the_columns_of_each_sublattice_are_a_group_of_the_fit(rng):
                               pixel_size_nm=pixel, groups=labels).amplitude[inner] for k in range(3)]
         spread.append(np.mean([np.std(a) / np.mean(a) for a in found]))
     assert spread[1] < 0.93 * spread[0]
+
+
+def test_a_sloping_detector_makes_no_alloy_of_a_small_torn_sheet(rng):
+    """Half as bright again from left to right, two pieces of fifty columns a sublattice: too few for local means."""
+    yx, metal = lattice(3.4, 0.2)
+    keep = np.abs(yx[:, 0]) > 0.35
+    yx, metal = yx[keep], metal[keep]
+    slope = 1 + 0.25 * yx[:, 1] / 1.7
+    even = selenide(yx, np.where(metal, 0.71, 1.0), "MoSe2", rng, noise=0.03)
+    pieces = np.bincount(coloured_parts(yx, np.stack([even.bonds.a, even.bonds.b], 1))[1])
+    assert (pieces > 60).sum() == 2
+    sloping = selenide(yx, np.where(metal, 0.71, 1.0) * slope, "MoSe2", rng, noise=0.03)
+    for graph in (even, sloping):
+        assert np.array_equal(graph.columns.metal, metal)
+        assert np.all(graph.columns.kind == "")
+    # An alloy on the one side and a slope are not the same: one sublattice differs, or both.
+    tungsten = metal & (yx[:, 1] > 0.4)
+    mixed = selenide(yx, np.where(metal, 0.71, 1.0) * np.where(tungsten, 1.85, 1.0), "MoSe2", rng, noise=0.03)
+    assert np.array_equal(mixed.columns.kind == "W_Mo", tungsten)
 
 
 def test_atoms_of_dirt_on_most_of_a_sheet_are_no_elements_and_hide_none():
