@@ -169,7 +169,7 @@ def _row(model: str, title: str, found: Sequence[Scored]) -> dict[str, object]:
     counts = sum((f.counts for f in found), SiteCounts())
     right, foreign = (sum(f.composition[k] for f in found) for k in (0, 1))
     return {"model": model, "frames_are": title, "frames": len(found), "defects": counts.hits + counts.missed,
-            "precision": counts.precision if counts.hits + counts.false else np.nan,
+            "precision": counts.precision if counts.hits + counts.missed else np.nan,
             "recall": counts.recall if counts.hits + counts.missed else np.nan,
             "false_per_100_frames": 100 * counts.false / max(len(found), 1),
             "composition_right": f"{right} of {foreign}"}
