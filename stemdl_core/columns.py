@@ -17,6 +17,7 @@ from .analysis import AMBIGUITY
 from .colouring import coloured_parts
 from .detectors import Z_EXPONENT, Reading, all_detectors, chalcogen_readings, intensity_of, metal_readings
 from .materials import Material
+from .rarities import rarities
 from .scatter import excess_around
 from .sites import Sites
 from .sublattice import (
@@ -106,6 +107,8 @@ def classify_columns(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np
     metal = found.metal
     species = np.where(metal, metal_symbol, chalcogen).astype("U4")
     names: dict[str, dict[str, float]] = {}
+    noise = _counting(sites)
+    expected = {*material.species, material.dopant if dopant is None else dopant}
     for on_metal in (True, False):
         index = np.flatnonzero((metal == on_metal) & np.isfinite(found.value))
         if len(index) < FEWEST:
@@ -126,10 +129,21 @@ def classify_columns(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np
             species[members] = next((r.element for r in readings if r.name == name), species[members][:1])
             probability[members] = mine * (odds[name] if odds else 1.0)
             names.setdefault(name, odds)
-        _empty_sites(index, found.value / (unit * mixture.mean[host]), found.sigma / (unit * mixture.mean[host]),
-                     mixture.width, readings, kind, species, probability)
+        plain, level = index[kind[index] == ""], unit * float(mixture.mean[host])
+        left = [r for r in readings if not np.any(kind[index] == r.name)]
+        rare = rarities(found.value[plain] / level, found.sigma[plain] / level, noise / level, mixture.width, left,
+                        found.detector, expected)
+        for k, reading, its in zip(plain[rare.index].tolist(), rare.reading, rare.probability.tolist()):
+            kind[k], species[k], probability[k] = reading.name, reading.element, its
+        _empty_sites(index, found.value / level, found.sigma / level, mixture.width, readings, kind, species,
+                     probability)
     bright = np.flatnonzero((kind != "") & (found.value > _BRIGHTER * found.level))
     dirty = bright[_dirt_on(bright, yx_nm, pairs, metal, found.value - found.level, sites.intensity_sigma)]
+    # A chalcogen nobody expects, most of whose columns are dirty, is dirt.
+    for name in {r.name for r in chalcogen_readings(material) if r.element not in expected}:
+        its = np.flatnonzero(kind == name)
+        if 2 * np.isin(its, dirty).sum() >= len(its):
+            dirty = np.union1d(dirty, its)
     kind[dirty], species[dirty] = "", np.where(metal[dirty], metal_symbol, chalcogen)
     names = {name: odds for name, odds in names.items() if np.any(kind == name)}
     for name in np.unique(kind[kind != ""]).tolist():
@@ -141,6 +155,16 @@ def classify_columns(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np
                     f"{chance:.2f}): they may be interchanged",)
     return Columns(species, metal, kind, probability, tuple(_rivals(name, odds) for name, odds in names.items()),
                    tuple(names), chance, warnings)
+
+
+def _counting(sites: Sites) -> float:
+    """By how much the square of the error of an intensity grows with it."""
+    known = np.isfinite(sites.intensity) & np.isfinite(sites.intensity_sigma)
+    if known.sum() < 2 * FEWEST:
+        return 0.0
+    x, y = sites.intensity[known], sites.intensity_sigma[known] ** 2
+    keep = y <= 4.0 * np.median(y)
+    return max(float(np.polyfit(x[keep], y[keep], 1)[0]), 0.0) if np.ptp(x[keep]) > 0 else 0.0
 
 
 def _dirt_on(bright: NDArray[np.intp], yx_nm: NDArray[np.float64], pairs: NDArray[np.int64], metal: NDArray[np.bool_],
