@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import combinations
 
+import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -13,7 +14,15 @@ from scipy.spatial import cKDTree
 from .analysis import AMBIGUITY, Defect
 from .geometry import angle_between, bonds_of, composition_of
 from .graph import AtomGraph
-from .rings import Cluster, describe, dopant_faces, group_faces, misorientation_deg
+from .rings import (
+    Cluster,
+    describe,
+    dopant_faces,
+    group_faces,
+    misorientation_deg,
+    orientations_deg,
+    turned_deg,
+)
 
 #: Where positions are less certain than this [pm] the detector misses atoms, too.
 NOISY_HOLE_PM = 7.0
@@ -21,10 +30,13 @@ NOISY_HOLE_PM = 7.0
 LEAST = 0.5
 #: How often atoms are truly missing or turned, against which an overlooked one is weighed.
 HOLES = 0.02
+#: Log-odds that there is a defect, over those that the rings and the counts state: of those stated at 0.5-0.75 two
+#: in five are there, of those at 0.9 nine in ten (measured as below).
+THERE_ODDS, THERE_SLOPE = -1.0, 1.3
 #: Log-odds that a ring defect is what its name says where something of another number of atoms is as probable, and what
 #: each log-odd of its advantage adds: arrangements that were not looked at are rivals, too (measured on simulated
 #: frames of 50-120 electrons an atom).
-NAME_ODDS, NAME_SLOPE = 1.0, 0.11
+NAME_ODDS, NAME_SLOPE = 0.2, 0.25
 #: What was weighed within this of a defect's centre was the defect [nm].
 WEIGHED_NM = 0.2
 #: 5-7 pairs nearer than this belong to one boundary [nm]: at 11 degrees dislocations are 1.3 nm apart.
@@ -33,6 +45,11 @@ CHAIN_REACH_NM = 1.3
 BETWEEN_NM, BETWEEN_DEG = 1.6, 125.0
 #: Two grains differ by at least this [deg]; below it a single dislocation has no boundary to belong to.
 SMALLEST_MISORIENTATION_DEG = 4.0
+#: So many odd rings in one piece can be a boundary, with atoms overlooked or too many.
+MANY_RINGS = 5
+#: Pieces with grains on their sides that are turned by less than the first against each other's, and nearer than the
+#: second [deg, nm], are one boundary.
+SAME_GRAIN_DEG, WIDEST_GAP_NM = 3.0, 4.0
 #: Readings of a cluster of rings that say no more than that it is odd, or a piece of something larger.
 UNNAMED = ("5-7", "unknown")
 
@@ -71,30 +88,40 @@ def _of_rings(graph: AtomGraph, dopants: list[int], holes_nm: NDArray[np.float64
         name, chance = reading
         if name == "5-7":
             pieces.append(cluster)
-        elif not (name == "unknown" and cluster.cut):
+        elif name == "unknown" and cluster.cut:
+            # What the border cuts is nothing of its own; it may be the end of a boundary.
+            unclear.append((cluster, 0.0))
+        else:
             chance *= _hole_chance(graph, cluster, holes_nm)
             if chance > 0.0:
                 if name == "unknown":
                     unclear.append((cluster, chance))
                 else:
                     found.append(_ring_defect(graph, name, [cluster], chance))
-    links = [cluster for cluster, _ in unclear if _between(cluster, pieces)]
-    found += [_ring_defect(graph, "unknown", [cluster], chance) for cluster, chance in unclear if cluster not in links]
+    links = [cluster for cluster, _ in unclear if _between(cluster, pieces) or _divides(graph, cluster)]
     pieces += links
-    todo = _chains(graph, pieces)
+    todo, boundaries = _chains(graph, pieces), []
     while todo:
         chain = todo.pop()
-        atoms = {a for c in chain for a in c.atoms}
-        turn = misorientation_deg(graph, atoms)
+        turn = misorientation_deg(graph, _atoms_of(chain))
         rings = sum(len(c.sizes) for c in chain)
         inner = [c for c in chain if not c.cut]
         if turn >= SMALLEST_MISORIENTATION_DEG or (math.isnan(turn) and inner == chain and rings >= 4):
-            found.append(_ring_defect(graph, "GB(5-7)", chain, 0.95 if rings >= 3 else 0.7))
+            boundaries.append(chain)
         elif inner == chain:
             found.append(_ring_defect(graph, "unknown", chain, 0.5))
         else:
             # At the border an odd ring is easily one of noise, and leads the line of the others astray.
             todo += _chains(graph, inner)
+    joined = _joined(graph, boundaries)
+    for cluster, chance in ((c, p) for c, p in unclear if c not in links):
+        beside = [chain for chain in joined if _continues(graph, chain, cluster)]
+        if beside:
+            beside[0].append(cluster)
+        elif chance > 0.0:
+            found.append(_ring_defect(graph, "unknown", [cluster], chance))
+    for chain in _joined(graph, joined):
+        found.append(_ring_defect(graph, "GB(5-7)", chain, 0.95 if sum(len(c.sizes) for c in chain) >= 3 else 0.7))
     return found
 
 
@@ -111,12 +138,14 @@ def _weigh(graph: AtomGraph, found: list[Defect], weighed: NDArray[np.float64] |
     result = []
     for defect in found:
         there, margin, more = unweighed, math.inf, 0
-        if len(places):
-            distance = np.hypot(*(places[:, :2] - graph.pixel_size.to_nm(np.array(defect.center_px))).T)
-            nearest = int(np.argmin(distance))
-            if distance[nearest] < WEIGHED_NM:
-                there, margin, more = float(places[nearest, 2]), float(places[nearest, 3]), int(places[nearest, 4])
+        distance = np.hypot(*(places[:, :2] - graph.pixel_size.to_nm(np.array(defect.center_px))).T)
+        nearest = int(np.argmin(distance)) if len(places) else -1
+        looked_at = nearest >= 0 and bool(distance[nearest] < WEIGHED_NM)
+        if looked_at:
+            there, margin, more = float(places[nearest, 2]), float(places[nearest, 3]), int(places[nearest, 4])
         chance = defect.probability * there
+        if looked_at:
+            chance = _recalibrated(chance)
         if chance < LEAST:
             continue
         named = 1.0 / (1.0 + math.exp(-min(NAME_ODDS + NAME_SLOPE * max(margin, 0.0), 30.0)))
@@ -126,6 +155,12 @@ def _weigh(graph: AtomGraph, found: list[Defect], weighed: NDArray[np.float64] |
             alternatives = (*alternatives, (other, chance * (1.0 - named)))
         result.append(replace(defect, probability=chance * named, alternatives=alternatives))
     return result
+
+
+def _recalibrated(stated: float) -> float:
+    """How often defects are there whose rings and counts state this probability."""
+    p = min(max(stated, 1e-6), 1.0 - 1e-6)
+    return 1.0 / (1.0 + math.exp(-THERE_ODDS - THERE_SLOPE * math.log(p / (1.0 - p))))
 
 
 def _of_missing(count: int) -> str:
@@ -202,6 +237,12 @@ def _between(cluster: Cluster, pieces: list[Cluster]) -> bool:
     return any(float(one @ other) < math.cos(math.radians(BETWEEN_DEG)) for one, other in combinations(near, 2))
 
 
+def _divides(graph: AtomGraph, cluster: Cluster) -> bool:
+    """Whether many odd rings in one piece have lattices on their sides that are turned against each other."""
+    return (len(cluster.sizes) >= MANY_RINGS
+            and misorientation_deg(graph, cluster.atoms) >= 2.0 * SMALLEST_MISORIENTATION_DEG)
+
+
 def _chains(graph: AtomGraph, pieces: list[Cluster]) -> list[list[Cluster]]:
     """Clusters joined where they are near each other."""
     todo, chains = list(range(len(pieces))), []
@@ -220,6 +261,39 @@ def _chains(graph: AtomGraph, pieces: list[Cluster]) -> list[list[Cluster]]:
             queue += near
         chains.append(chain)
     return chains
+
+
+def _atoms_of(chain: list[Cluster]) -> list[int]:
+    return sorted({a for c in chain for a in c.atoms})
+
+
+def _same_grains(graph: AtomGraph, one: list[Cluster], other: list[Cluster]) -> bool:
+    """Whether two chains of rings have the same two grains on their sides."""
+    here, there = (orientations_deg(graph, _atoms_of(chain)) for chain in (one, other))
+    return any(max(abs(turned_deg(p, q)) for p, q in zip(here, pair)) < SAME_GRAIN_DEG
+               for pair in (there, there[::-1]))
+
+
+def _apart_nm(graph: AtomGraph, one: list[Cluster], other: list[Cluster]) -> float:
+    here, there = (graph.yx_nm[_atoms_of(chain)] for chain in (one, other))
+    return float(cKDTree(here).query(there)[0].min())
+
+
+def _joined(graph: AtomGraph, boundaries: list[list[Cluster]]) -> list[list[Cluster]]:
+    """Pieces of boundaries, those between the same two grains together: noise, dirt and holes cut one into several."""
+    pieces = nx.Graph()
+    pieces.add_nodes_from(range(len(boundaries)))
+    pieces.add_edges_from(
+        (j, k) for j, k in combinations(range(len(boundaries)), 2)
+        if _apart_nm(graph, boundaries[j], boundaries[k]) < WIDEST_GAP_NM
+        and _same_grains(graph, boundaries[j], boundaries[k]))
+    return [[c for k in sorted(group) for c in boundaries[k]] for group in nx.connected_components(pieces)]
+
+
+def _continues(graph: AtomGraph, chain: list[Cluster], cluster: Cluster) -> bool:
+    """Whether odd rings without a name go on with a boundary: near it, and with its grains on their sides."""
+    return (_apart_nm(graph, chain, [cluster]) < CHAIN_REACH_NM - 0.3
+            and _same_grains(graph, chain, [*chain, cluster]))
 
 
 def _ring_defect(graph: AtomGraph, name: str, clusters: list[Cluster], chance: float) -> Defect:

@@ -188,14 +188,25 @@ def dopant_faces(graph: AtomGraph, dopants: Iterable[int]) -> set[int]:
 
 
 def misorientation_deg(graph: AtomGraph, atoms: Iterable[int], *, reach_nm: float = 1.6) -> float:
-    """Angle between the lattices on both sides of a chain of rings [deg], 0-30; NaN where it cannot be told.
+    """Angle between the lattices on both sides of a chain of rings [deg], 0-30; NaN where it cannot be told."""
+    one, other = orientations_deg(graph, atoms, reach_nm=reach_nm)
+    return abs(turned_deg(one, other))
+
+
+def turned_deg(one: float, other: float) -> float:
+    """Smallest turn from one orientation of a hexagonal lattice to another [deg], -30 to 30."""
+    return (one - other + 30.0) % 60.0 - 30.0
+
+
+def orientations_deg(graph: AtomGraph, atoms: Iterable[int], *, reach_nm: float = 1.6) -> tuple[float, float]:
+    """Orientations of the lattices on both sides of a chain of rings [deg], modulo 60; NaN where they cannot be told.
 
     The chain's principal axis divides the surroundings; on each side the directions of the bonds are averaged
     with their threefold bond symmetry (sixfold, not knowing the sublattice).
     """
     chain = graph.yx_nm[sorted(atoms)]
     if len(chain) < 3:
-        return float("nan")
+        return math.nan, math.nan
     middle = chain.mean(axis=0)
     _, _, axes = np.linalg.svd(chain - middle, full_matrices=False)
     a, b = graph.bonds.a, graph.bonds.b
@@ -207,6 +218,5 @@ def misorientation_deg(graph: AtomGraph, atoms: Iterable[int], *, reach_nm: floa
     near = (np.abs(along) < spread) & (np.abs(across) > 0.35) & (np.abs(across) < reach_nm)
     left, right = phase[near & (across < 0)], phase[near & (across > 0)]
     if len(left) < 10 or len(right) < 10:
-        return float("nan")
-    turn = np.angle(left.mean() / right.mean()) / 6.0
-    return float(abs(np.degrees(turn)))
+        return math.nan, math.nan
+    return float(np.degrees(np.angle(left.mean()))) / 6.0, float(np.degrees(np.angle(right.mean()))) / 6.0
