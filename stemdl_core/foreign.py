@@ -39,6 +39,9 @@ AROUND = 40
 #: Where host columns are brighter than usual by more than this (root mean square, beyond the errors of the fit) dirt
 #: lies on them, and dirt on a column is as bright as many an element: there the network has to be this sure.
 UNEVEN, SURE = 0.10, 0.8
+#: A foreign atom that is fainter than the element allows by so many standard deviations is doubtful however sure the
+#: network is.
+FAINT = 1.0
 
 
 def clean_surroundings(yx_px: NDArray[np.float64], intensity: NDArray[np.float64],
@@ -113,11 +116,12 @@ def foreign_sites(*, intensity: NDArray[np.float64], sigma: NDArray[np.float64],
 
 
 def told_from_dirt(foreign: NDArray[np.bool_], *, yx_px: NDArray[np.float64], intensity: NDArray[np.float64],
-                   sigma: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.bool_]:
+                   sigma: NDArray[np.float64], share: NDArray[np.float64], contrast: float) -> NDArray[np.bool_]:
     """Foreign sites less those that may be host columns with a single atom of dirt on them.
 
-    Dirt comes in patches: other host columns nearby are too bright, too. Nothing is said against the neighbour of a
-    sure foreign atom; in a cluster heights trade against each other.
+    Dirt comes in patches: other host columns nearby are too bright, too. A carbon with an atom of dirt on it is two to
+    two and a half times as bright as one without, and looks foreign to the network. Nothing is said against the
+    neighbour of a sure foreign atom; in a cluster heights trade against each other.
 
     Parameters
     ----------
@@ -130,12 +134,18 @@ def told_from_dirt(foreign: NDArray[np.bool_], *, yx_px: NDArray[np.float64], in
     -------
     (N,) bool
     """
-    doubtful = np.flatnonzero(foreign & np.isfinite(intensity) & (share < SURE))
+    least = contrast**LEAST_EXPONENT
+    with np.errstate(invalid="ignore"):
+        faint = (intensity - least) / np.hypot(sigma, LIMIT_SPREAD * least) < -FAINT
+    sure = (share >= SURE) & ~faint
+    doubtful = np.flatnonzero(foreign & np.isfinite(intensity) & ~sure)
     if len(doubtful) == 0 or len(yx_px) <= AROUND:
         return foreign
     uneven = excess_around(doubtful, yx_px, intensity - 1, sigma, share < SURE, crowd=AROUND)
     beside = cKDTree(yx_px).query(yx_px[doubtful], k=5)[1][:, 1:]
-    in_cluster = (foreign[beside] & (share[beside] >= SURE)).any(axis=1)
+    in_cluster = (foreign & sure)[beside].any(axis=1)
+    # Neither the network nor the counts are sure.
+    neither = faint[doubtful] & (share[doubtful] < SURE)
     kept = foreign.copy()
-    kept[doubtful] = in_cluster | (uneven < UNEVEN)
+    kept[doubtful] = in_cluster | ((uneven < UNEVEN) & ~neither)
     return kept

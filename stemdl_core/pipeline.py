@@ -199,7 +199,8 @@ def _make_sites(score: NDArray[np.float64], is_dopant: NDArray[np.bool_], share:
         is_dopant = foreign_sites(intensity=intensity, sigma=intensity_sigma, measured=measured, share=share,
                                   clean=clean, contrast=contrast)
         if measured.any():
-            is_dopant = told_from_dirt(is_dopant, yx_px=yx, intensity=intensity, sigma=intensity_sigma, share=share)
+            is_dopant = told_from_dirt(is_dopant, yx_px=yx, intensity=intensity, sigma=intensity_sigma, share=share,
+                                       contrast=contrast)
     if not measured.any() and material.kind == "mx2" and refined.imaging is not None:
         # Single heights are rough, averages over a sublattice are not: they still tell metal from chalcogen.
         intensity_sigma = intensity_sigma * max(refined.imaging.misfit, 1.0) ** 0.5

@@ -84,11 +84,11 @@ def test_a_bright_column_among_uneven_ones_has_to_look_foreign_to_the_network(rn
     sigma = np.full(len(yx), 0.12)
     intensity = rng.normal(1.0, sigma)
     foreign = np.isin(np.arange(len(yx)), (middle, far))
-    intensity[foreign] = 2.6
+    intensity[foreign] = 2.9
 
     def left(intensity, *, share, foreign=foreign):
         share = np.where(foreign, share, 0.0) if np.ndim(share) == 0 else share
-        kept = told_from_dirt(foreign, yx_px=yx, intensity=intensity, sigma=sigma, share=share)
+        kept = told_from_dirt(foreign, yx_px=yx, intensity=intensity, sigma=sigma, share=share, contrast=SILICON)
         return np.flatnonzero(kept).tolist()
 
     dirty = intensity + np.where(patch & ~foreign & (np.arange(len(yx)) % 3 == 0), 0.9, 0.0)
@@ -97,8 +97,16 @@ def test_a_bright_column_among_uneven_ones_has_to_look_foreign_to_the_network(rn
     assert left(dirty, share=0.9) == [far, middle]
     # The neighbour of a sure one is of the same cluster, and a cluster does not speak against its own atoms.
     pair = np.isin(np.arange(len(yx)), (middle, beside))
-    bright = np.where(pair, 2.6, dirty)
+    bright = np.where(pair, 2.9, dirty)
     assert left(bright, share=np.where(pair, 0.9, 0.0) - 0.4 * (np.arange(len(yx)) == middle), foreign=pair) == [
         middle, beside]
     cluster = np.isin(np.arange(len(yx)), (middle - 14, middle - 1, middle, beside, middle + 14))
-    assert len(left(np.where(cluster, 2.6, intensity), share=0.5, foreign=cluster)) == 5
+    assert len(left(np.where(cluster, 2.9, intensity), share=0.5, foreign=cluster)) == 5
+    # A carbon with an atom of dirt on it looks foreign to the network, too, but is fainter than silicon.
+    faint = np.where(foreign, 2.4, dirty)
+    assert left(faint, share=0.95) == [far]
+    assert left(faint, share=0.7) == []
+    # Beside a silicon it may be one of a cluster; not beside a second one as faint.
+    assert left(np.where(pair, 2.4, dirty) + (np.arange(len(yx)) == beside), share=np.where(pair, 0.9, 0.0),
+                foreign=pair) == [middle, beside]
+    assert left(np.where(pair, 2.4, dirty), share=np.where(pair, 0.9, 0.0), foreign=pair) == []
