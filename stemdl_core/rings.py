@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from .graph import AtomGraph
 
@@ -220,3 +221,34 @@ def orientations_deg(graph: AtomGraph, atoms: Iterable[int], *, reach_nm: float 
     if len(left) < 10 or len(right) < 10:
         return math.nan, math.nan
     return float(np.degrees(np.angle(left.mean()))) / 6.0, float(np.degrees(np.angle(right.mean()))) / 6.0
+
+
+def least_share(graph: AtomGraph, atoms: Iterable[int], grains: tuple[float, float], *, reach_nm: float = 0.7) -> float:
+    """Part of the bonds around some atoms that belongs to the rarer one of two grains; NaN where that is unknown.
+
+    Parameters
+    ----------
+    graph : AtomGraph
+    atoms : iterable of int
+    grains : (float, float)
+        Orientations of the lattices [deg].
+    reach_nm : float
+        Bonds count whose middle is nearer to one of the atoms than this, and no bond between two of them.
+
+    Returns
+    -------
+    float
+        0 inside a grain, up to 0.5 on a boundary.
+    """
+    chosen = np.array(sorted(atoms))
+    a, b = graph.bonds.a, graph.bonds.b
+    ends = graph.yx_nm[a], graph.yx_nm[b]
+    near = cKDTree(graph.yx_nm[chosen]).query(0.5 * (ends[0] + ends[1]))[0] < reach_nm
+    near &= ~(np.isin(a, chosen) & np.isin(b, chosen))
+    if near.sum() < 10 or any(map(math.isnan, grains)):
+        return math.nan
+    step = (ends[1] - ends[0])[near]
+    direction = np.degrees(np.arctan2(step[:, 0], step[:, 1]))
+    off = [np.abs((direction - turn + 30.0) % 60.0 - 30.0) for turn in grains]
+    share = float(np.mean(off[0] < off[1]))
+    return min(share, 1.0 - share)

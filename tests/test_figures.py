@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from stemdl_core.analysis import Bonds, Defect, DefectAngle, DefectBond, Defects, FrameAnalysis
 from stemdl_core.calibration import PixelSize
 from stemdl_core.figures import canvas, defect_graph, overlay, save_figure
+from stemdl_core.figures.overlay import _around
 from stemdl_core.frames import Frame
 from stemdl_core.sites import Sites
 
@@ -87,6 +89,32 @@ def test_marks_lie_on_their_pixels(shape):
     rows, columns = np.nonzero(coloured)
     dot = np.array([rows.mean() + 0.5, columns.mean() + 0.5]) * [shape[0] / height, shape[1] / width] - 0.5
     np.testing.assert_allclose(dot, (y, x), atol=0.1)
+
+
+def test_a_long_defect_is_outlined_along_its_atoms():
+    """A boundary is a line: a ring around it would hold half of the image and leave it."""
+    atoms = [(y, 64.0) for y in range(4, 126, 6)] + [(y, 20.0) for y in range(4, 126, 12)]
+    base = analysis_of(atoms, ["C"] * len(atoms), shape=(128, 128))
+    boundary = Defect(0, "GB(5-7)", {"C": 21}, tuple(range(21)), (64.0, 64.0))
+    analysis = dataclasses.replace(base, defects=Defects((boundary,)))
+    lines = _around(np.array(atoms[:21])[:, ::-1], 7.0)
+    (line,) = lines
+    assert np.abs(line[:, 0] - 64.0).max() == pytest.approx(7.0, abs=0.1)
+    assert (line[:, 1].min(), line[:, 1].max()) == pytest.approx((4 - 7.0, 124 + 7.0), abs=0.1)
+    # A hole in the middle of a ring of atoms is no second line.
+    turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    assert len(_around(30 * np.stack([np.cos(turn), np.sin(turn)], axis=1), 7.0)) == 1
+    frame = Frame(np.eye(128, dtype=np.float32), PixelSize(0.02))
+    seen = []
+    for analysed in (analysis, base):
+        left, top, width, height = (round(v) for v in image_box(overlay(frame, analysed)))
+        seen.append(pixels(overlay(frame, analysed))[top:top + height, left:left + width])
+    assert seen[0].shape == seen[1].shape
+    # Away from the name's line.
+    rows = slice(round(0.75 * height), round(0.9 * height))
+    changed = np.flatnonzero((np.abs(seen[0] - seen[1]).sum(axis=2) > 20)[rows].any(axis=0)) * 128 / width
+    assert len(changed)
+    assert np.abs(changed - 64.5).max() < 9.0
 
 
 def test_one_bright_atom_does_not_blacken_the_others():

@@ -106,6 +106,7 @@ def test_a_bright_column_among_uneven_ones_has_to_look_foreign_to_the_network(rn
     faint = np.where(foreign, 2.4, dirty)
     assert left(faint, share=0.95) == [far]
     assert left(faint, share=0.7) == []
+    assert left(faint, share=0.99) == [far, middle]
     # Beside a silicon it may be one of a cluster; not beside a second one as faint.
     assert left(np.where(pair, 2.4, dirty) + (np.arange(len(yx)) == beside), share=np.where(pair, 0.9, 0.0),
                 foreign=pair) == [middle, beside]

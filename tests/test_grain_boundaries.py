@@ -10,8 +10,8 @@ from stemdl_core.calibration import PixelSize
 from stemdl_core.defects import find_defects
 from stemdl_core.graph import build_graph
 from stemdl_core.materials import get_material
-from stemdl_core.ring_defects import SAME_GRAIN_DEG, _joined
-from stemdl_core.rings import Cluster, misorientation_deg, orientations_deg, turned_deg
+from stemdl_core.ring_defects import OTHER_GRAIN, SAME_GRAIN_DEG, _joined
+from stemdl_core.rings import Cluster, least_share, misorientation_deg, orientations_deg, turned_deg
 from stemdl_core.simulate.grain_boundary import boundary_sheet
 from stemdl_core.simulate.structures import _specimen
 
@@ -116,3 +116,25 @@ def test_many_odd_rings_between_turned_lattices_are_a_boundary():
         found.append(names_of(sites.select(~np.isin(np.arange(len(sites)), lost)), shape))
     assert np.mean(["GB(5-7)" in names for names in found]) >= 0.9
     assert np.mean([names == ["GB(5-7)"] for names in found]) >= 0.6
+
+
+def test_a_defect_beside_a_boundary_is_no_part_of_it():
+    """Odd rings inside one of the grains have only that one around them, however near the boundary is."""
+    sites, shape = boundary(6.0, 0)
+    graph = graph_of(sites, shape)
+    (alone,) = find_defects(graph)
+    grains = orientations_deg(graph, alone.site_ids)
+    line = sites.yx_px[list(alone.site_ids)]
+    away_nm = np.hypot(*(sites.yx_px[:, None] - line[None]).transpose(2, 0, 1)).min(axis=1) * PIXEL_NM
+    inner = np.hypot(*(sites.yx_px - np.array(alone.center_px)).T) * PIXEL_NM < 1.8
+    beside = np.flatnonzero((away_nm > 0.9) & (away_nm < 1.1) & inner)
+    assert len(beside) > 5
+    assert all(least_share(graph, [atom], grains) < 0.5 * OTHER_GRAIN for atom in beside)
+    on_line = [a for a in alone.site_ids if inner[a]]
+    assert all(least_share(graph, [atom], grains) > OTHER_GRAIN for atom in on_line)
+    assert np.isnan(least_share(graph, on_line, (np.nan, np.nan)))
+    for atom in beside[::7]:
+        # Two neighbouring atoms lost there: a divacancy, less than the reach of a boundary's pieces away.
+        lost = [atom, graph.neighbours[atom][0]]
+        names = names_of(sites.select(~np.isin(np.arange(len(sites)), lost)), shape)
+        assert names == ["DV(5-8-5)", "GB(5-7)"]

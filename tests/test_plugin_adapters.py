@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -159,6 +160,20 @@ def test_defect_circle_surrounds_its_atoms():
     assert (top + height / 2, left + width / 2) == pytest.approx(
         adapters.to_relative((20, 30), analysis.shape)
     )
+
+
+def test_the_mark_of_a_boundary_stays_in_the_image():
+    """A circle around a line of atoms across the whole field would be larger than the field."""
+    frame = Frame(image_with((20, 30), size=100), PixelSize(0.04, "metadata"))
+    analysis = stand_in(frame)
+    line = Sites.from_columns(y_px=np.arange(4.0, 96.0, 3.0), x_px=np.full(31, 40.0), species=np.full(31, "C"))
+    defect = dataclasses.replace(analysis.defects[0], site_ids=tuple(range(31)), center_px=(49.0, 40.0))
+    analysis = dataclasses.replace(analysis, sites=line)
+    (top, left), (height, width) = adapters.defect_bounds(defect, analysis)
+    assert 0 <= top < 0.05
+    assert 0.95 < top + height <= 1.0
+    assert width < 0.2
+    assert left + 0.5 * width == pytest.approx(0.405)
 
 
 class TestOverlay:

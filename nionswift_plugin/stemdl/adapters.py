@@ -38,6 +38,8 @@ UNITS_NM = {
 _OTHER_SPACES = ("1/", "rad", "mrad", "eV", "keV", "s", "ms", "us", "ns", "deg", "Hz")
 #: Anisotropy below this is rounding in the file, not a property of the scan.
 _SAME_SCALE = 1e-3
+#: Defects larger than this [nm] are marked by an ellipse in their own box instead of a circle.
+_WIDEST_CIRCLE_NM = 0.6
 
 #: Columns of the atoms table, each with its unit.
 COLUMNS = (
@@ -194,14 +196,23 @@ def from_relative(yx: typing.Any, shape: tuple[int, int]) -> numpy.ndarray:
 def defect_bounds(
     defect: Defect, analysis: FrameAnalysis, bond: float | None = None
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Swift bounds ((top, left), (height, width)) of the circle around a defect's sites; `bond` in px."""
+    """Swift bounds ((top, left), (height, width)) of the circle around a defect's sites; `bond` in px.
+
+    What is larger than `_WIDEST_CIRCLE_NM` (a grain boundary is as long as the image) gets an ellipse in its own box.
+    """
     center = numpy.asarray(defect.center_px, dtype=float)
-    radius = 0.8 * (bond_px(analysis) if bond is None else bond)
+    rim = 0.8 * (bond_px(analysis) if bond is None else bond)
+    half = numpy.full(2, rim)
     if defect.site_ids:
-        steps = analysis.sites.yx_px[list(defect.site_ids)] - center
-        radius += float(numpy.hypot(steps[:, 0], steps[:, 1]).max())
-    origin = to_relative(center, analysis.shape) - radius / numpy.asarray(analysis.shape, dtype=float)
-    size = 2 * radius / numpy.asarray(analysis.shape, dtype=float)
+        yx = analysis.sites.yx_px[list(defect.site_ids)]
+        reach = float(numpy.hypot(*(yx - center).T).max())
+        if reach * analysis.pixel_size.nm > _WIDEST_CIRCLE_NM:
+            center = 0.5 * (yx.min(axis=0) + yx.max(axis=0))
+            half += 0.5 * (yx.max(axis=0) - yx.min(axis=0))
+        else:
+            half += reach
+    origin = to_relative(center, analysis.shape) - half / numpy.asarray(analysis.shape, dtype=float)
+    size = 2 * half / numpy.asarray(analysis.shape, dtype=float)
     return (float(origin[0]), float(origin[1])), (float(size[0]), float(size[1]))
 
 

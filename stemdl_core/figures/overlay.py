@@ -8,7 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon
-from scipy.spatial import ConvexHull
+from scipy.ndimage import binary_dilation, binary_fill_holes
+from scipy.spatial import ConvexHull, cKDTree
+from skimage.measure import find_contours
 
 from ..analysis import Defect, FrameAnalysis
 from ..frames import Frame
@@ -19,6 +21,9 @@ from . import canvas
 _PX_PER_NM, _SIDE_PX, _LONGEST_PX = 140.0, 1000.0, 4000.0
 #: A defect's outline stays this far from its outer atoms [nm].
 _OUTLINE_NM = 0.075
+#: A ring that would be wider than this [nm] gives way to a line around the defect's own atoms, this far from them: a
+#: boundary is long and narrow.
+_WIDEST_RING_NM, _AROUND_NM = 0.6, 0.14
 _DEFECT_COLOR = "#ffffff"
 _MASK_RGBA = (1.0, 0.55, 0.0, 0.22)
 
@@ -152,10 +157,9 @@ def _draw_labels(
     border = origin[0] if side == "left" else origin[0] + size[0]
     x_text = border + outward * 1.6 * text
     for defect, row in zip(defects, rows):
-        center, radius = _draw_outline(page, analysis, defect, origin, scale, text)
+        outline = _draw_outline(page, analysis, defect, origin, scale, text)
         elbow = border + outward * 0.7 * text
-        step = np.array([elbow, row]) - center
-        start = center + step * min(radius / max(float(np.hypot(*step)), 1e-9), 1.0)
+        start = outline[int(np.argmin(np.hypot(*(outline - [elbow, row]).T)))]
         for color, extra in (
             ("#000000", 1.4),
             (_DEFECT_COLOR, 0.0),
@@ -209,13 +213,12 @@ def _draw_outline(
     origin: tuple[int, int],
     scale: tuple[float, float],
     text: float,
-) -> tuple[np.ndarray, float]:
-    """A ring around the defect's atoms, a filled hole; its centre and radius [px of the page]."""
+) -> np.ndarray:
+    """A line around the defect's atoms, a filled hole; points (x, y) of the line [px of the page]."""
     ids = [i for i in defect.site_ids if 0 <= i < len(analysis.sites)]
     yx = analysis.sites.yx_px[ids] if ids else np.array([defect.center_px], dtype=float)
     xy = (yx[:, ::-1] + 0.5) * np.array(scale) + np.array(origin)
-    center = 0.5 * (xy.min(axis=0) + xy.max(axis=0))
-    reach = float(np.hypot(*(xy - center).T).max()) + _OUTLINE_NM / analysis.pixel_size.nm * scale[0]
+    px_per_nm = scale[0] / analysis.pixel_size.nm
     hole = defect.missing_atoms > 0 and set(defect.composition) <= set(canvas.host_species(analysis))
     if hole and len(xy) > 2:
         # Not all of a defect's atoms are on its rim.
@@ -223,19 +226,42 @@ def _draw_outline(
         page.add_patch(
             Polygon(rim, closed=True, facecolor="#d55ec2", edgecolor="none", alpha=0.30, zorder=2)
         )
+    center = 0.5 * (xy.min(axis=0) + xy.max(axis=0))
+    reach = float(np.hypot(*(xy - center).T).max()) + _OUTLINE_NM * px_per_nm
+    if reach > _WIDEST_RING_NM * px_per_nm:
+        lines = _around(xy, _AROUND_NM * px_per_nm)
+    else:
+        turn = np.linspace(0.0, 2.0 * np.pi, 120, endpoint=False)
+        lines = [center + reach * np.stack([np.cos(turn), np.sin(turn)], axis=1)]
+    thick = max(1.0, text / 18)
     for color, width, alpha in (("#000000", 2.8, 0.45), (_DEFECT_COLOR, 1.3, 0.95)):
-        page.add_patch(
-            Circle(
-                tuple(center),
-                reach,
-                fill=False,
-                edgecolor=color,
-                alpha=alpha,
-                linewidth=canvas.points(width * max(1.0, text / 18)),
-                zorder=2.5,
+        for line in lines:
+            page.add_patch(
+                Polygon(
+                    line,
+                    closed=True,
+                    fill=False,
+                    edgecolor=color,
+                    alpha=alpha,
+                    linewidth=canvas.points(width * thick),
+                    zorder=2.5,
+                )
             )
-        )
-    return center, reach
+    return np.concatenate(lines)
+
+
+def _around(xy: np.ndarray, distance: float) -> list[np.ndarray]:
+    """The outer lines of the union of discs around positions."""
+    step = distance / 10
+    low = xy.min(axis=0) - 2 * distance
+    x, y = (np.arange(a, b, step) for a, b in zip(low, xy.max(axis=0) + 2 * distance))
+    grid = np.stack(np.meshgrid(x, y), axis=-1)
+    away = cKDTree(xy).query(grid)[0]
+    covered = binary_fill_holes(away < distance)
+    # Inside of what is covered only its rim counts: rings leave gaps between their discs.
+    away = np.where(covered, np.minimum(away, distance), np.maximum(away, distance))
+    away[covered & ~binary_dilation(~covered, iterations=2)] = 0.0
+    return [low + step * line[:, ::-1] for line in find_contours(away, 0.999 * distance)]
 
 
 def _title(analysis: FrameAnalysis) -> str:
