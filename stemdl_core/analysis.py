@@ -106,6 +106,9 @@ class Defect:
         Other readings whose probability is within a factor of three of the best, most probable first.
     coordination : mapping of int to mapping of int to float
         For each foreign atom (site number), the probability of each number of bonds.
+    misorientation_deg : float
+        Of a grain boundary: angle between the lattices on its sides [deg], 0-30; NaN for all else, or where it cannot
+        be told.
     """
 
     id: int
@@ -119,13 +122,15 @@ class Defect:
     probability: float = 1.0
     alternatives: tuple[tuple[str, float], ...] = ()
     coordination: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+    misorientation_deg: float = float("nan")
 
     def to_dict(self) -> dict[str, Any]:
         """The defect as it stands in ``analysis.json``."""
         return {
             "id": self.id, "name": self.name, "composition": dict(self.composition),
             "site_ids": list(self.site_ids), "center_px": [float(v) for v in self.center_px],
-            "missing_atoms": self.missing_atoms, "probability": self.probability,
+            "missing_atoms": self.missing_atoms, "misorientation_deg": none_if_nan(self.misorientation_deg),
+            "probability": self.probability,
             "alternatives": [{"name": n, "probability": p} for n, p in self.alternatives],
             "coordination": {str(k): {str(n): p for n, p in v.items()} for k, v in self.coordination.items()},
             "bonds": [{"a": b.a, "b": b.b, "length_pm": b.length_pm, "sigma_pm": none_if_nan(b.sigma_pm)}
@@ -165,9 +170,11 @@ class Defects:
             "mean_bond_pm": [mean([b.length_pm for b in d.bonds]) for d in self],
             "bonds_pm": [" ".join(f"{b.length_pm:.1f}" for b in d.bonds) for d in self],
             "angles_deg": [" ".join(f"{g.deg:.1f}" for g in d.angles) for d in self],
+            "misorientation_deg": [d.misorientation_deg for d in self],
         }
         dtypes = {"id": "int64", "missing_atoms": "int64", "y_px": "float64", "x_px": "float64",
-                  "probability": "float64", "mean_bond_pm": "float64", "name": object, "composition": object,
+                  "probability": "float64", "mean_bond_pm": "float64",
+                  "misorientation_deg": "float64", "name": object, "composition": object,
                   "alternatives": object, "site_ids": object, "bonds_pm": object, "angles_deg": object}
         return pd.DataFrame(rows).astype(dtypes)
 

@@ -243,7 +243,9 @@ def defect_line(defect: Defect, analysis: FrameAnalysis) -> str:
     """One defect on one line: name, place, bond lengths."""
     y, x = analysis.pixel_size.to_nm(defect.center_px)
     text = f"{defect.name:<12}at x {x:.2f}, y {y:.2f} nm"
-    if defect.bonds:
+    if np.isfinite(defect.misorientation_deg):
+        text += f"   grains turned by {defect.misorientation_deg:.1f} degrees"
+    elif defect.bonds:
         lengths = [f"{b.length_pm:.0f}" for b in defect.bonds]
         text += f"   bonds {' '.join(lengths[:9])}{' ...' if len(lengths) > 9 else ''} pm"
     if defect.missing_atoms:

@@ -187,6 +187,7 @@ def _analysis(record: dict[str, Any]) -> FrameAnalysis:
             d.get("probability", 1.0),
             tuple((a["name"], a["probability"]) for a in d.get("alternatives", ())),
             {int(k): {int(n): p for n, p in v.items()} for k, v in d.get("coordination", {}).items()},
+            _nan(d.get("misorientation_deg")),
         )
         for d in record["defects"]
     )

@@ -325,4 +325,5 @@ def _ring_defect(graph: AtomGraph, name: str, clusters: list[Cluster], chance: f
               for ring in rings for i in range(len(ring))]
     return Defect(id=0, name=name, composition=composition_of(graph, atoms), site_ids=atoms,
                   center_px=(float(y), float(x)), missing_atoms=max(0, sum(c.missing or 0 for c in clusters)),
-                  bonds=bonds_of(graph, pairs), angles=tuple(angles), probability=chance)
+                  bonds=bonds_of(graph, pairs), angles=tuple(angles), probability=chance,
+                  misorientation_deg=misorientation_deg(graph, atoms) if name.startswith("GB") else math.nan)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from specimen_sites import PIXEL_NM, graph_of, names_of, observed
 
+from stemdl_core.analysis import Defects, FrameAnalysis
 from stemdl_core.calibration import PixelSize
 from stemdl_core.defects import find_defects
 from stemdl_core.graph import build_graph
+from stemdl_core.journal import analysis_from_dict
 from stemdl_core.materials import get_material
 from stemdl_core.ring_defects import OTHER_GRAIN, SAME_GRAIN_DEG, _joined
 from stemdl_core.rings import Cluster, least_share, misorientation_deg, orientations_deg, turned_deg
@@ -24,12 +28,25 @@ def test_grain_boundary_is_one_defect_with_its_misorientation():
         graph = graph_of(sites, shape)
         (found,) = find_defects(graph)
         assert found.name == "GB(5-7)"
+        assert found.misorientation_deg == misorientation_deg(graph, found.site_ids)
+        assert found.to_dict()["misorientation_deg"] == found.misorientation_deg
+        assert Defects((found,)).to_dataframe()["misorientation_deg"].tolist() == [found.misorientation_deg]
         truth = specimen.defects[0]
         overlap = len(set(found.site_ids)) / len(truth.site_ids)
         assert 0.85 < overlap < 1.2
         assert misorientation_deg(graph, found.site_ids) == pytest.approx(
             min(truth.angle_deg, 60 - truth.angle_deg), abs=2.0
         )
+
+
+def test_the_misorientation_survives_the_journal():
+    sites, shape = boundary(4.0, 0)
+    graph = graph_of(sites, shape)
+    found = find_defects(graph)
+    analysis = FrameAnalysis("test", "graphene", shape, PixelSize(PIXEL_NM), sites, graph.bonds, found, graph.rings)
+    read = analysis_from_dict(json.loads(json.dumps(analysis.to_dict())))
+    assert [d.misorientation_deg for d in read.defects] == [d.misorientation_deg for d in found]
+    assert np.isfinite(found.items[0].misorientation_deg)
 
 
 def test_a_boundary_with_an_overlooked_atom_is_one_boundary():

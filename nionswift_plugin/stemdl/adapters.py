@@ -337,6 +337,8 @@ def _defect_entry(defect: Defect, *, geometry: bool) -> dict[str, typing.Any]:
         "probability": round(float(defect.probability), 4),
         "site_ids": [int(i) for i in defect.site_ids],
     }
+    if math.isfinite(defect.misorientation_deg):
+        entry["misorientation_deg"] = round(float(defect.misorientation_deg), 2)
     if defect.alternatives:
         entry["alternatives"] = [[n, round(float(p), 4)] for n, p in defect.alternatives]
     if geometry:

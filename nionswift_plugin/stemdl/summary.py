@@ -50,6 +50,8 @@ def chemistry(metadata: typing.Mapping[str, typing.Any], index: int | None) -> s
     lines = [" ".join(f"{symbol}{n}" for symbol, n in defect["composition"].items())]
     if defect.get("missing_atoms"):
         lines[0] += _("   missing atoms: {}").format(defect["missing_atoms"])
+    if "misorientation_deg" in defect:
+        lines[0] += _("   grains turned by {:.1f}\N{DEGREE SIGN}").format(defect["misorientation_deg"])
     if defect.get("bonds"):
         lengths = sorted(length for _a, _b, length in defect["bonds"])
         lines.append(_("Bonds (pm): ") + _few([f"{length:.0f}" for length in lengths]))

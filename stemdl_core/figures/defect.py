@@ -13,6 +13,8 @@ from ..frames import Frame
 from . import canvas
 
 _PANEL_PX, _TEXT_PX = 640, 17.0
+#: Of a defect with more bonds than this neither lengths nor elements are written onto the graph: they would cover it.
+_MOST_LENGTHS = 60
 #: The surroundings shown around a defect's outer atoms, and the least half-width of the picture [nm].
 _SURROUNDINGS_NM, _LEAST_HALF_NM = 0.19, 0.36
 
@@ -104,6 +106,8 @@ def _caption(defect: Defect) -> list[str]:
     parts = ["".join(f"{k}{v if v > 1 else ''}" for k, v in defect.composition.items())]
     if defect.missing_atoms:
         parts.append(f"{defect.missing_atoms} missing atom{'s' * (defect.missing_atoms > 1)}")
+    if np.isfinite(defect.misorientation_deg):
+        parts.append(f"grains turned by {defect.misorientation_deg:.1f}°")
     parts.append(f"probability {defect.probability:.2f}")
     if defect.alternatives:
         parts.append("or " + ", ".join(f"{name} ({p:.2f})" for name, p in defect.alternatives))
@@ -176,7 +180,7 @@ def _draw_graph(
                 zorder=3,
             )
         )
-        if inside:
+        if inside and len(defect.bonds) <= _MOST_LENGTHS:
             axes.text(
                 *xy,
                 str(sites.species[i]),
@@ -191,7 +195,8 @@ def _draw_graph(
     angles = [angle for angle in defect.angles if _is_neighbouring(analysis, defect, angle)]
     for angle in angles if len(angles) <= 24 else ():
         _draw_angle(axes, analysis, angle, text)
-    for bond in defect.bonds:
+    # Of a boundary across the whole field the numbers would hide the bonds; `analysis.json` has them.
+    for bond in defect.bonds if len(defect.bonds) <= _MOST_LENGTHS else ():
         p, q = sites.yx_px[bond.a], sites.yx_px[bond.b]
         step = q - p
         turn = float(np.degrees(np.arctan2(-step[0], step[1])))

@@ -100,6 +100,8 @@ def _sides(analysis: FrameAnalysis, width: int) -> tuple[list[Defect], list[Defe
 def _label(defect: Defect, host: tuple[str, ...]) -> tuple[str, str]:
     """A defect's name (with its probability where there is doubt), and the bond lengths of foreign atoms."""
     name = defect.name if defect.probability > 0.9 else f"{defect.name}  {100 * defect.probability:.0f} %"
+    if np.isfinite(defect.misorientation_deg):
+        return name, f"grains turned by {defect.misorientation_deg:.1f}°"
     lengths = [f"{b.length_pm:.0f}" for b in defect.bonds]
     if not lengths or set(defect.composition) <= set(host):
         return name, ""
