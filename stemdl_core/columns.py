@@ -8,7 +8,7 @@ is follows from its mean under the detectors that the image is consistent with.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from .sites import Sites
 from .sublattice import (
     DIMMEST,
     FEWEST,
+    Sublattices,
     assign_sublattices,
     component_odds,
     tolerances,
@@ -64,6 +65,8 @@ class Columns:
         Probability that metal and chalcogen are not interchanged.
     warnings : tuple of str
         What the user has to know, one line each.
+    interchanged : Columns, optional
+        What the columns are if metal and chalcogen are interchanged, where that is nearly as probable.
     """
 
     species: NDArray[np.str_]
@@ -74,6 +77,7 @@ class Columns:
     kinds: tuple[str, ...]
     confidence: float = 1.0
     warnings: tuple[str, ...] = ()
+    interchanged: Columns | None = None
 
     def rivals(self, kind: str) -> tuple[tuple[str, float], ...]:
         """Other names for a kind, with the probability relative to all readings."""
@@ -98,13 +102,29 @@ def classify_columns(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np
     """
     n = len(sites)
     metal_symbol, chalcogen = material.species
-    found = assign_sublattices(yx_nm, sites, pairs, material, dopant)
-    kind, probability = np.full(n, "", dtype="U12"), np.ones(n)
-    if found is None:
+    both = assign_sublattices(yx_nm, sites, pairs, material, dopant)
+    if both is None:
         metal = _by_brightness(yx_nm, sites, pairs, material)
-        return Columns(np.where(metal, metal_symbol, chalcogen).astype("U4"), metal, kind, probability, (), (),
-                       0.5 if n else 1.0)
+        return Columns(np.where(metal, metal_symbol, chalcogen).astype("U4"), metal, np.full(n, "", dtype="U12"),
+                       np.ones(n), (), (), 0.5 if n else 1.0)
+    found, reverse = both
+    read = _read(found, yx_nm, sites, pairs, material, dopant)
+    chance = 1.0 / (1.0 + math.exp(-min(found.log_odds, 50.0)))
+    if chance >= AMBIGUITY / (1.0 + AMBIGUITY):
+        return replace(read, confidence=chance)
+    warning = (f"the brightness of the two sublattices hardly tells {metal_symbol} from {chalcogen} (probability "
+               f"{chance:.2f}): they may be interchanged")
+    other = replace(_read(reverse, yx_nm, sites, pairs, material, dopant), confidence=1.0 - chance)
+    return replace(read, confidence=chance, warnings=(warning,), interchanged=other)
+
+
+def _read(found: Sublattices, yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np.int64], material: Material,
+          dopant: str | None) -> Columns:
+    """What every column is, on sublattices that are told apart."""
+    n = len(sites)
+    metal_symbol, chalcogen = material.species
     metal = found.metal
+    kind, probability = np.full(n, "", dtype="U12"), np.ones(n)
     species = np.where(metal, metal_symbol, chalcogen).astype("U4")
     names: dict[str, dict[str, float]] = {}
     noise = _counting(sites)
@@ -148,13 +168,8 @@ def classify_columns(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np
     names = {name: odds for name, odds in names.items() if np.any(kind == name)}
     for name in np.unique(kind[kind != ""]).tolist():
         names.setdefault(name, {name: 1.0})
-    chance = 1.0 / (1.0 + math.exp(-min(found.log_odds, 50.0)))
-    warnings: tuple[str, ...] = ()
-    if chance < AMBIGUITY / (1.0 + AMBIGUITY):
-        warnings = (f"the brightness of the two sublattices hardly tells {metal_symbol} from {chalcogen} (probability "
-                    f"{chance:.2f}): they may be interchanged",)
     return Columns(species, metal, kind, probability, tuple(_rivals(name, odds) for name, odds in names.items()),
-                   tuple(names), chance, warnings)
+                   tuple(names))
 
 
 def _counting(sites: Sites) -> float:

@@ -37,11 +37,15 @@ def find_mx2_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | No
         sites = tuple(around) if name in empty else (i, *around)
         if not sites:
             continue
-        chance = float(columns.probability[i] * graph.sites.score[i])
+        chance = float(columns.probability[i] * graph.sites.score[i]) * columns.confidence
         rivals = tuple((n, chance * p) for n, p in columns.rivals(name))
-        host_chance = 1.0 - float(columns.probability[i])
+        host_chance = (1.0 - float(columns.probability[i])) * columns.confidence
         if not rivals and host_chance * AMBIGUITY >= chance:
             rivals = (("pristine", host_chance),)
+        if columns.interchanged is not None:
+            other = columns.interchanged
+            rivals = _with(rivals, str(other.kind[i]),
+                           float(other.probability[i] * graph.sites.score[i]) * other.confidence)
         pairs = [(i, j) for j in around]
         missing = {f"V_{chalcogen}": 1, **empty}.get(name, 0)
         found.append(
@@ -59,6 +63,13 @@ def find_mx2_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | No
             )
         )
     return found + _empty_sites(graph, vacancies_px)
+
+
+def _with(rivals: tuple[tuple[str, float], ...], name: str, chance: float) -> tuple[tuple[str, float], ...]:
+    """Rivals and one more, or more of one of them; the most probable first."""
+    its = dict(rivals)
+    its[name or "pristine"] = its.get(name or "pristine", 0.0) + chance
+    return tuple(sorted(its.items(), key=lambda item: -item[1]))
 
 
 def empty_columns(graph: AtomGraph) -> NDArray[np.bool_]:
@@ -111,15 +122,18 @@ def _empty_sites(graph: AtomGraph, vacancies_px: NDArray[np.float64] | None) -> 
                 continue  # open on one side: the rim of a hole
             chance = 0.98 if seen else 0.5
         y, x = graph.pixel_size.to_px(at)
+        names = (f"vac_{metal}", f"V_{chalcogen}2")[:: 1 if on_metal else -1]
+        sure = graph.columns.confidence
         found.append(
             Defect(
                 id=0,
-                name=f"vac_{metal}" if on_metal else f"V_{chalcogen}2",
+                name=names[0],
                 composition=composition_of(graph, around),
                 site_ids=tuple(around),
                 center_px=(float(y), float(x)),
                 missing_atoms=1 if on_metal else 2,
-                probability=chance,
+                probability=chance * sure,
+                alternatives=((names[1], chance * (1.0 - sure)),) if (1.0 - sure) * AMBIGUITY >= sure else (),
             )
         )
     return found

@@ -62,7 +62,7 @@ class Sublattices:
     metal : (N,) bool
         On the metal sublattice.
     log_odds : float
-        Logarithm of the odds that this is right rather than the reverse.
+        Logarithm of the odds that this is right rather than the reverse; negative for the reverse.
     detector : (R,) float64
         Probability of every detector.
     value, sigma : (N,) float64
@@ -92,8 +92,10 @@ class Sublattices:
 
 
 def assign_sublattices(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[np.int64], material: Material,
-                       dopant: str | None) -> Sublattices | None:
+                       dopant: str | None) -> tuple[Sublattices, Sublattices] | None:
     """Decide which columns are metal; None where there are too few columns to tell anything.
+
+    The more probable assignment comes first, the one with metal and chalcogen interchanged second.
 
     Parameters
     ----------
@@ -145,18 +147,22 @@ def assign_sublattices(yx_nm: NDArray[np.float64], sites: Sites, pairs: NDArray[
         # Somebody has told them apart already; how sure one can be is still what the image says.
         told = sum(np.mean(sites.species[s] == material.species[0]) * k for s, k in zip(sides, (1.0, -1.0)))
         odds = max(odds, 0.0) if told >= 0 else min(odds, -1e-9)
+
+    def assigned(m: int) -> Sublattices:
+        metal = np.zeros(len(colour), dtype=bool)
+        metal[main & (colour == m)] = True
+        if not main.all():
+            densities = [mixtures[c].log_density(flat / units[c], flat_sigma / units[c]) - math.log(units[c])
+                         for c in (m, 1 - m)]
+            excess = np.where(usable, np.clip(densities[0] - densities[1], -4.0, 4.0), 0.0)
+            metal |= _other_parts(yx_nm, colour, part, main, metal, excess)
+        verdict = verdicts[m]
+        return Sublattices(metal, float(odds if m == 0 else -odds), verdict.detector, flat, flat_sigma,
+                           {True: mixtures[m], False: mixtures[1 - m]}, {True: units[m], False: units[1 - m]},
+                           {True: verdict.metal_host, False: verdict.chalcogen_host})
+
     m = 0 if odds >= 0 else 1
-    metal = np.zeros(len(colour), dtype=bool)
-    metal[main & (colour == m)] = True
-    if not main.all():
-        densities = [mixtures[c].log_density(flat / units[c], flat_sigma / units[c]) - math.log(units[c])
-                     for c in (m, 1 - m)]
-        excess = np.where(usable, np.clip(densities[0] - densities[1], -4.0, 4.0), 0.0)
-        metal |= _other_parts(yx_nm, colour, part, main, metal, excess)
-    verdict = verdicts[m]
-    return Sublattices(metal, abs(odds), verdict.detector, flat, flat_sigma,
-                       {True: mixtures[m], False: mixtures[1 - m]}, {True: units[m], False: units[1 - m]},
-                       {True: verdict.metal_host, False: verdict.chalcogen_host})
+    return assigned(m), assigned(1 - m)
 
 
 def overstated(value: NDArray[np.float64], sigma: NDArray[np.float64], sides: list[NDArray[np.int64]]) -> float:

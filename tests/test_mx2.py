@@ -281,6 +281,30 @@ def test_where_nothing_tells_the_sublattices_apart_the_user_is_told(rng):
     assert any("interchanged" in line for line in graph.columns.warnings)
 
 
+@pytest.mark.parametrize(("ratio", "doubtful"), [(0.9, True), (1.73, False)])
+def test_what_a_defect_is_if_the_sublattices_are_interchanged_is_listed_where_they_may_be(ratio, doubtful, rng):
+    yx, metal = lattice(5.0, 0.2)
+    intensity = np.where(metal, ratio, 1.0)
+    inner = np.flatnonzero(np.hypot(*(yx - yx.mean(axis=0)).T) < 1.5)
+    faint, missing = inner[~metal[inner]][0], inner[~metal[inner]][-1]
+    intensity[faint] = 0.5
+    keep = np.arange(len(yx)) != missing
+    graph = selenide(yx[keep], intensity[keep], "WSe2", rng)
+    found = {d.name: d for d in find_defects(graph)}
+    if doubtful:
+        (one,) = [d for d in found.values() if d.missing_atoms < 2 and not d.name.startswith("vac")]
+        (gone,) = [d for d in found.values() if d is not one]
+        assert {one.name, *dict(one.alternatives)} == {"V_Se", "Mo_W"}
+        assert {gone.name, *dict(gone.alternatives)} == {"V_Se2", "vac_W"}
+        for defect in (one, gone):
+            assert defect.probability < 0.75
+            assert 0.15 < sum(dict(defect.alternatives).values()) < defect.probability
+    else:
+        assert set(found) == {"V_Se", "V_Se2"}
+        assert not any(d.alternatives for d in found.values())
+        assert min(d.probability for d in found.values()) > 0.8
+
+
 def test_half_alloyed_selenide_and_missing_pairs_do_not_turn_the_sublattices(rng):
     yx, metal = lattice(6.0, 0.1)
     intensity = np.where(metal, 0.71, 1.0)
