@@ -17,7 +17,7 @@ from .fit import Fit, Prior, State, height_prior
 from .grid import estimate_noise
 from .model import Array
 from .result import Imaging, Refined, unrefined
-from .sharpen import undo_smoothing
+from .sharpen import Unblurred, undo_smoothing
 from .work import Work
 
 #: Gauss-Newton steps of the columns, and how exactly each is solved: the error of a start within 40 pm falls
@@ -30,6 +30,10 @@ _SMALL_STEP = 0.25
 #: Width of the probe over the distance of neighbouring columns beyond which overlaps are worked out anew in each step:
 #: little is left there that tells columns apart.
 _CROWDED = 0.36
+
+#: Part of the noise on a column that has to be its own for electrons to be counted by it, where a blur was undone:
+#: little is left there that tells how the noise grows.
+_SHOWS = 0.25
 
 #: Part of what is known about a height that has to come from the column's own pixels for it to be told from its group.
 LEAST_SHARE = 0.02
@@ -107,12 +111,13 @@ def _refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike,
     labels = np.r_[labels, labels[like] + labels.max() + 1]
 
     def fitted(image: NDArray[np.floating], noise_line: tuple[float, float] | None = None,
-               white: float | None = None) -> tuple[Refined, float]:
+               undone: Unblurred | None = None) -> tuple[Refined, float]:
         work = Work(image, usable, y0, x0, pixel_pm=1e3 * pixel_size_nm, noise_line=noise_line,
-                    sigma_pm=None if sigma_probe_nm is None else 1e3 * sigma_probe_nm)
+                    sigma_pm=None if sigma_probe_nm is None else 1e3 * sigma_probe_nm,
+                    finest_pm=0.0 if undone is None else 1e3 * undone.finest_nm)
         if work.state is None:
             return unrefined(y0, x0, prior_sigma_pm), 1.0
-        return _refine(work, labels, prior_sigma_pm, longest_step_pm, white)
+        return _refine(work, labels, prior_sigma_pm, longest_step_pm, undone)
 
     refined, excess = fitted(image, None if whole is None else (whole.gain, whole.intercept))
     sharp = None
@@ -121,12 +126,13 @@ def _refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike,
     if excess > CORRELATED and whole is None:
         undone = undo_smoothing(image, usable, pixel_nm=pixel_size_nm)
         if undone is not None:
-            sharp, white = undone
-            refined, excess = fitted(sharp, white=white)
+            sharp = undone.image
+            refined, excess = fitted(sharp, undone=undone)
         if excess > CORRELATED and (found := refined.imaging) is not None:
             # Once more with the noise that was seen, and only that: the finest structure of a stiffer fit is another.
             level = max(found.misfit, 1.0)
-            refined, _ = fitted(image if sharp is None else sharp, (level * found.gain, level * found.intercept))
+            line = level * found.gain, level * found.intercept
+            refined, _ = fitted(image if sharp is None else sharp, line, undone)
     return replace(refined.first(asked), sharpened=sharp)
 
 
@@ -150,10 +156,10 @@ def _check(image: NDArray[np.floating], y: Array, x: Array, pixel_size_nm: float
 
 
 def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest_step_pm: float,
-            white: float | None) -> tuple[Refined, float]:
+            undone: Unblurred | None) -> tuple[Refined, float]:
     """Columns, noise and probe in turn, then the covariance; and by how much the noise exceeds what was assumed.
 
-    `white` is the mean variance of a raw pixel at the scale of a column, where it is known.
+    `undone` is given where the image is one before a blur.
     """
     fit, grid, state, picture = work.fit, work.grid, work.state, work.picture
     assert state is not None
@@ -176,7 +182,8 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
             prior.mean[:, 0] *= state.height[0] / reference
             mean = fit.mean(state, picture)
             if work.noise_line is None:
-                noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise)
+                noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise,
+                                       finest=work.finest_pm / step_pm)
                 state = replace(state, noise=noise)
         before = state
         state, normal = fit.column_step(before, picture, prior, longest=longest, tolerance=_TOLERANCES[turn],
@@ -207,8 +214,8 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     if work.noise_line is None:
         inner = (slice(grid.pad, -grid.pad),) * 2
         expected = (grid.scale * grid.binning) ** 2 * state.noise.variance(mean[inner])
-        if white is not None:
-            colour = max(1.0, white / float(expected[grid.usable[inner] > 0].mean()))
+        if undone is not None:
+            colour = max(1.0, undone.variance / float(expected[grid.usable[inner] > 0].mean()))
         else:
             colour = noise_colour(work.image, work.unspoilt(), expected, binning=grid.binning,
                                   sigma_px=state.shape.sigma * grid.binning)
@@ -248,7 +255,7 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     y, x = np.where(ok, state.y, start[:, 1]), np.where(ok, state.x, start[:, 2])
     index, value, _, _ = fit.background.at(y, x)
     below = (state.nodes[index] * value).sum(1) * grid.scale + grid.offset
-    imaging = _imaging(fit, state, below, check, colour)
+    imaging = _imaging(fit, state, below, check, colour, _SHOWS if undone is not None else 0.0)
     height_sigma = np.sqrt(free * inflation)
     # Where the fit ran away, the start is in doubt as well.
     doubt = np.maximum(prior_sigma_pm, 0.5 * np.minimum(moved, longest_step_pm))
@@ -279,8 +286,11 @@ def _start_precision(state: State, start: Array, information: Array, precision: 
     return np.minimum(precision, 1 / np.clip(free - noise, 1e-6, most))
 
 
-def _imaging(fit: Fit, state: State, below: Array, check: Check, colour: float) -> Imaging:
-    """The probe and the noise in units of the raw image."""
+def _imaging(fit: Fit, state: State, below: Array, check: Check, colour: float, least: float) -> Imaging:
+    """The probe and the noise in units of the raw image.
+
+    Electrons are counted where a column adds more than the share `least` to the noise on it.
+    """
     grid, shape = fit.grid, state.shape
     pixels = grid.binning**2
     # Averaging b pixels widens a column by (b^2 - 1) / 12 raw px^2, which is not the probe's.
@@ -292,8 +302,9 @@ def _imaging(fit: Fit, state: State, below: Array, check: Check, colour: float) 
     wide = shape.fraction * shape.peak_ratio
     gain, intercept = (colour * v for v in _raw_noise(fit, state))
     volume = shape.volume * pixels
-    counted = gain > 0
-    electrons = float(np.median(state.height)) * grid.scale * volume / gain if counted else np.nan
+    height = float(np.median(state.height)) * grid.scale
+    counted = gain * height > max(least * (intercept + gain * (float(np.median(below)) + height)), 0.0)
+    electrons = height * volume / gain if counted else np.nan
     return Imaging(sigma_nm=1e-3 * sigma * grid.step_pm,
                    ellipticity=float((values[1] / values[0]) ** 0.5),
                    angle_deg=float(np.degrees(np.arctan2(vectors[0, 1], vectors[1, 1])) % 180),

@@ -8,10 +8,11 @@ keeps every count and costs no precision: box averaging widens a Gaussian of wid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import gaussian_laplace, uniform_filter
 
 #: Pixels are averaged up to this fraction of the probe's sigma; farther in frames of many columns, where 2 % of
 #: precision buy half of the time.
@@ -129,6 +130,10 @@ def filled(image: NDArray[np.floating], usable: NDArray[np.bool_], *, brightest:
     return np.where(np.isfinite(rest), rest, 0)
 
 
+#: Width of the filter that looks at the finest structure there is over the length below which there is none.
+_LAPLACE = 2.0
+
+
 @dataclass(frozen=True)
 class Noise:
     """Variance of a working pixel: max(intercept + gain * mean, least).
@@ -153,14 +158,30 @@ def box3(image: NDArray[np.float32], side: float, centre: float) -> NDArray[np.f
     return np.asarray(a * (rows[:, :-2] + rows[:, 2:]) + b * rows[:, 1:-1], np.float32)
 
 
+@lru_cache(maxsize=16)
+def _laplace_gain(width: float) -> float:
+    """What the Laplacian of a Gaussian makes of white noise of standard deviation one."""
+    side = 2 * int(6 * width) + 9
+    point = np.zeros((side, side))
+    point[side // 2, side // 2] = 1.0
+    return float(np.sqrt((gaussian_laplace(point, width) ** 2).sum()))
+
+
 def estimate_noise(residual: NDArray[np.float32], mean: NDArray[np.float32], usable: NDArray[np.float32], *,
-                   previous: Noise | None = None) -> Noise:
+                   previous: Noise | None = None, finest: float = 0.0) -> Noise:
     """Noise line from the finest structure of the image.
 
     The filter (1, -2, 1) x (1, -2, 1) / 6 has unit noise gain and is blind to anything as smooth as the
     probe, so neither the atoms nor the parameters fitted to them bias the estimate (Immerkaer, 1996).
+
+    Where there is no structure below a length of `finest` [working px] (the inverse of a wave number), a Laplacian of a
+    Gaussian takes its place, which looks at what is just above.
     """
-    fine = box3(residual, 1.0, -2.0)
+    if finest > 0:
+        width = round(_LAPLACE * finest, 2)
+        fine = np.float32(6 / _laplace_gain(width)) * gaussian_laplace(residual, width)[1:-1, 1:-1]
+    else:
+        fine = box3(residual, 1.0, -2.0)
     full = usable >= np.float32(0.999)
     rows = full[:-2] & full[1:-1] & full[2:]
     inner = rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]

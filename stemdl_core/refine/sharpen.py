@@ -8,6 +8,8 @@ back, and its noise is white again.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
@@ -25,6 +27,8 @@ _LEAST_NM, _MOST_NM = 0.006, 0.07
 _LEAST_FALL = 0.8
 #: Part of the fall by which the law may be off.
 _LEAKAGE = 0.005
+#: The same where its width is found, and fewest bands in which what was blurred has to stand above the floor.
+_ENDS, _BLURRED = 0.015, 3
 #: Typical residual of the law [standard deviations of a band] up to which the blur is taken for a Gaussian one.
 _WORST_FIT = 3.0
 #: Wave numbers up to which structure is given back [1/nm]: columns have none beyond the first, next to none beyond the
@@ -41,8 +45,25 @@ _BRIGHTEST = 300.0
 _CORE = 100
 
 
-def undo_smoothing(image: NDArray[np.floating], usable: NDArray[np.bool_], *,
-                   pixel_nm: float) -> tuple[NDArray[np.float64], float] | None:
+class Unblurred(NamedTuple):
+    """An image before a blur.
+
+    Parameters
+    ----------
+    image : (H, W) float64
+        With its fine structure.
+    variance : float
+        Of a pixel, if its noise were as strong at all wave numbers as it is at those of columns [image units squared].
+    finest_nm : float
+        Inverse of the largest wave number up to which structure was given back [nm].
+    """
+
+    image: NDArray[np.float64]
+    variance: float
+    finest_nm: float
+
+
+def undo_smoothing(image: NDArray[np.floating], usable: NDArray[np.bool_], *, pixel_nm: float) -> Unblurred | None:
     """The image before a Gaussian blur that its own noise shows, and the variance of its noise.
 
     Parameters
@@ -56,12 +77,7 @@ def undo_smoothing(image: NDArray[np.floating], usable: NDArray[np.bool_], *,
 
     Returns
     -------
-    sharp : (H, W) float64
-        The image with its fine structure.
-    variance : float
-        Of a pixel, if its noise were as strong at all wave numbers as it is at those of columns [image units squared].
-
-    None where there is no such blur.
+    Unblurred, or None where there is no such blur.
 
     Notes
     -----
@@ -90,7 +106,7 @@ def undo_smoothing(image: NDArray[np.floating], usable: NDArray[np.bool_], *,
         beyond = np.maximum(np.sqrt(k2) / limit - 1, 0)
         sharp = fft.idctn(waves * gain * np.exp(-0.5 * (beyond / 0.15) ** 2 - beyond * limit**2 * s2), norm="ortho")
         if _quiet_borders(sharp, usable):
-            return sharp + level, top / scale
+            return Unblurred(sharp + level, top / scale, 1.0 / limit)
     return None
 
 
@@ -135,7 +151,7 @@ def _law(power: NDArray[np.float64], k2: NDArray[np.float64], nyquist: float) ->
     if y[0] - y[-1] < _LEAST_FALL:
         return None
 
-    def off(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    def off(p: NDArray[np.float64], sigma: NDArray[np.float64] = sigma) -> NDArray[np.float64]:
         return np.asarray((p[0] + np.logaddexp(-p[1] * x, p[2]) - y) / sigma)
 
     # The floor makes several minima: the best of a grid is improved.
@@ -145,9 +161,15 @@ def _law(power: NDArray[np.float64], k2: NDArray[np.float64], nyquist: float) ->
     tops = np.median(y - shape, axis=1)
     cost = np.sqrt(1 + ((tops[:, None] + shape - y) / sigma) ** 2).sum(1)
     best = int(np.argmin(cost))
-    found = least_squares(off, [tops[best], blurs[best], floors[best]], loss="soft_l1", x_scale=[1.0, 1e-4, 3.0],
-                          bounds=([-np.inf, 0.0, -60.0], [np.inf, 1.1 * _MOST_NM**2, 0.0]))
+    steps, bounds = [1.0, 1e-4, 3.0], ([-np.inf, 0.0, -60.0], [np.inf, 1.1 * _MOST_NM**2, 0.0])
+    found = least_squares(off, [tops[best], blurs[best], floors[best]], loss="soft_l1", x_scale=steps, bounds=bounds)
     if found.x[1] < _LEAST_NM**2 or float(np.median(np.abs(off(found.x)))) > _WORST_FIT:
+        return None
+    # Filters end somewhere, which shows far down only: what is near says how wide they are.
+    found = least_squares(off, found.x, x_scale=steps, bounds=bounds,
+                          kwargs={"sigma": sigma + _ENDS * np.maximum(y[0] - y, 0.0)})
+    if np.count_nonzero(-found.x[1] * x > found.x[2]) < _BLURRED:
+        # Two bands are soon as strong for another reason: in a small part of an image the lattice's peaks are wide.
         return None
     return float(np.exp(found.x[0])), float(found.x[1]), float(np.exp(found.x[2]))
 

@@ -27,8 +27,9 @@ class Work:
 
     def __init__(self, image: NDArray[np.floating], usable: NDArray[np.bool_], y_px: Array, x_px: Array, *,
                  pixel_pm: float, sigma_pm: float | None,
-                 noise_line: tuple[float, float] | None = None) -> None:
+                 noise_line: tuple[float, float] | None = None, finest_pm: float = 0.0) -> None:
         self.state: State | None = None
+        self.finest_pm = finest_pm
         self.image, self.usable = image, usable
         self.noise_line = noise_line
         trials = TRIAL_SIGMA_PM if sigma_pm is None else tuple(f * sigma_pm for f in (0.72, 1.0, 1.4))
@@ -54,7 +55,7 @@ class Work:
         side = 2 * round(0.6 * float(np.median(widths))) + 1
         for _ in range(4):
             smooth = uniform_filter(grid.image, max(side, 3), mode="nearest")
-            noise = estimate_noise(grid.image, smooth, grid.usable)
+            noise = estimate_noise(grid.image, smooth, grid.usable, finest=self.finest_pm / grid.step_pm)
             # Damaged pixels hide each other: they spoil the noise that they are told by.
             mended = _without_spikes(grid, noise)
             if mended is grid:
