@@ -36,6 +36,8 @@ DOPANTS_OWN = 2.3
 #: No host atom is nearer to a foreign one than this many host bonds (silicon to carbon: 150 pm at least); what shows
 #: there is the foot of the bright column.
 CLOSEST_TO_DOPANT = 1.05
+#: Nearer than so many bonds few are found, and what taking one of them away gains is taken to be this at least.
+SQUEEZED, UNFORESEEN = 0.97, 3.0
 #: By how much a changed arrangement has to be more probable than the found one.
 DECISIVE = 1.5
 #: Changes that are expected to lose more than this are not looked into; of the likeliest only so many are, and only
@@ -261,7 +263,8 @@ class Search:
         if atoms.dopant.any():
             near_dopant = cKDTree(yx[atoms.dopant]).query(yx)[0] < DOPANTS_OWN * self.host
         faces = find_faces(yx, pairs[:, 0], pairs[:, 1])
-        hexagons = np.bincount(faces.start, weights=((faces.size == 6) & (faces.area > 0))[faces.face],
+        dopants_own = np.bincount(faces.face, weights=atoms.dopant[faces.start], minlength=len(faces.size)) > 0
+        hexagons = np.bincount(faces.start, weights=(((faces.size == 6) | dopants_own) & (faces.area > 0))[faces.face],
                                minlength=len(yx))
         return np.where(inner & ~near_dopant, (3.0 - hexagons).clip(0), 0.0), pairs, inner
 
@@ -309,6 +312,9 @@ class Search:
         if len(mine):
             for group in (mine[:, None], *self._neighbours(atoms, mine)):
                 gain = patch.promise(now, -there[group].sum(1), group) + self._odd_height(atoms.height[group]).sum(1)
+                if group.shape[1] == 1:
+                    # Too near to a dopant to be there: what is left then moves farther than can be foreseen.
+                    gain = np.where(self._squeezed(atoms, mine), np.maximum(gain, UNFORESEEN), gain)
                 best = np.argsort(-gain)[:LIKELIEST]
                 found += [(float(gain[k]), atoms.without(group[k].tolist())) for k in best]
         places = []
@@ -331,6 +337,12 @@ class Search:
         found = [option for option in found if option[0] > PROMISING]
         found = sorted(found, key=lambda o: -o[0])[:MOST_OPTIONS]
         return [option for option in found if option[0] > found[0][0] - NEAR_BEST]
+
+    def _squeezed(self, atoms: Arrangement, mine: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which atoms are nearer to a dopant than carbon usually is."""
+        if not atoms.dopant.any():
+            return np.zeros(len(mine), dtype=bool)
+        return np.asarray(cKDTree(atoms.yx_nm[atoms.dopant]).query(atoms.yx_nm[mine])[0] < SQUEEZED * self.host)
 
     def _neighbours(self, atoms: Arrangement, mine: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Groups of atoms that may be missing together: pairs, an atom with two of its neighbours, and with all three.

@@ -13,7 +13,7 @@ from stemdl_core.defects import find_defects
 from stemdl_core.graph import build_graph
 from stemdl_core.local_lattice import continued_lattice
 from stemdl_core.materials import get_material
-from stemdl_core.rearrange import MARGIN_NM, Place, Search, as_found
+from stemdl_core.rearrange import BESIDE, MARGIN_NM, Place, Search, as_found
 from stemdl_core.refine import refine_sites
 from stemdl_core.repair import CORE_NM, reconsider, revised
 from stemdl_core.simulate import degrade
@@ -161,3 +161,26 @@ def test_the_perfect_lattice_has_an_atom_on_every_site(rng):
             assert perfect is None or len(perfect.yx_nm) == len(search.start.yx_nm)
             checked += 1
     assert checked > 30
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_hole_beside_silicon_is_no_second_defect(seed):
+    """A carbon drawn into it costs what a change beside silicon costs, wherever the ring of the hole goes."""
+    rng = np.random.default_rng(seed)
+    s = picture(add_defect(sheet(), "Si-C3+V", (1.3, 1.3), rng=rng), rng, dose=150.0)
+    yx, silicon = s.sites.yx_px, int(np.flatnonzero(s.sites.species == "Si")[0])
+    away = 0.127 / PIXEL_NM * np.array([[np.sin(t), np.cos(t)] for t in np.linspace(0, 6.2, 60)])
+    room = np.hypot(*((yx[silicon] + away)[:, None] - np.delete(yx, silicon, axis=0)).transpose(2, 0, 1)).min(axis=1)
+    yx = np.concatenate([yx, yx[[silicon]] + away[[int(np.argmax(room))]]])
+    species = np.append(s.sites.species, "C")
+    refined = refine_sites(s.frame.image, yx[:, 0], yx[:, 1], pixel_size_nm=PIXEL_NM, prior_sigma_pm=1.0,
+                           groups=(species != "C").astype(int))
+    sites = Sites.from_columns(y_px=yx[:, 0], x_px=yx[:, 1], sigma_pm=refined.sigma_pm, species=species,
+                               score=np.full(len(yx), 0.99), intensity=np.where(species == "C", 1.0, 4.0))
+    graph = build_graph(sites, material=GRAPHENE, pixel_size=SIZE, shape=s.frame.image.shape)
+    counts = Counts(s.frame.image, np.ones(s.frame.image.shape, bool), refined, refined.imaging, SIZE)
+    search = Search(counts, graph, as_found(graph, np.where(species == "C", 1.0, 4.0)),
+                    Place(graph.yx_nm[-1], CORE_NM), 10)
+    drawn = int(np.flatnonzero(search.start.origin == len(yx) - 1)[0])
+    assert search._oddness(search.start.without([drawn])) <= BESIDE
+    assert search._squeezed(search.start, np.array([drawn])).all()
