@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 
 from .calibration import PixelSize
 from .refine import Imaging, Refined
+from .springs import Springs
 
 Array = NDArray[np.float64]
 Single = NDArray[np.float32]
@@ -25,14 +26,6 @@ _BIN_TO_SIGMA = 0.8
 HEIGHT_SPREAD, _DOPANT_SPREAD = 0.12, 0.25
 #: The same of the level under the atoms and of its slopes across the patch, over a host column's height.
 _LEVEL_SPREAD = (0.10, 0.05, 0.05)
-#: Spread of bond lengths and second-neighbour distances [host bonds] in relaxed defects: 130-185 and 210-290 pm.
-_BOND_SPREAD, _SECOND_SPREAD = 0.06, 0.18
-#: A foreign atom (silicon: 150 pm seen from above, at least) pushes host atoms away up to this distance [host bonds].
-_PUSHED = 1.12
-#: Degrees of freedom of both distributions (Student's): what is odd by many spreads is something else.
-FREEDOM = 8.0
-#: Atoms nearer than this are bonded [host bonds].
-_BONDED = 1.30
 #: Longest step of an atom in one iteration, and how far one wanders at most without any reason [nm].
 _LONGEST_STEP_NM, _WANDER_NM = 0.035, 0.03
 #: Part of a dopant's profile that the shared probe may get wrong: it outshines the atoms beside it.
@@ -274,7 +267,7 @@ class Patch:
         n = len(free)
         y, h = atoms.yx_nm.copy(), atoms.height.copy()
         base = self._still(atoms)
-        springs = _Springs(y, atoms.dopant, atoms.free, host_nm)
+        springs = Springs(y, atoms.dopant, atoms.free, host_nm)
         believed = np.where(atoms.dopant[free], atoms.height[free], unit)
         spread = np.where(atoms.dopant[free], _DOPANT_SPREAD * np.abs(believed), HEIGHT_SPREAD * unit)
         surface = np.concatenate([np.ones((1, len(self))), self.pixels.T / self.radius_nm])
@@ -309,7 +302,9 @@ class Patch:
             y[free] += move * np.minimum(1.0, _LONGEST_STEP_NM / np.maximum(np.hypot(*move.T), 1e-12))[:, None]
             h[free] = np.maximum(h[free] + step[:n], 0.05 * unit)
             level = level + step[3 * n:]
-        strain = springs.energy(y) + 0.5 * float((((h[free] - believed) / spread) ** 2).sum())
+        # What is bonded in the end: an atom taken away lets others meet.
+        strain = Springs(y, atoms.dopant, atoms.free, host_nm).energy(y)
+        strain += 0.5 * float((((h[free] - believed) / spread) ** 2).sum())
         strain += 0.5 * float(((level / level_spread) ** 2).sum())
         # Weights differ between arrangements: the likelihood has the logarithm of the variance, too.
         likelihood = -0.5 * float(weight @ residual**2) + 0.5 * float(np.log(weight[weight > 0]).sum())
@@ -355,48 +350,3 @@ class Patch:
         change = self.profile(places_nm) * fitted.root
         power = np.sqrt(np.maximum((change**2).sum(1), 1e-30))
         return np.asarray((change @ fitted.residual) / power, dtype=np.float64)
-
-
-class _Springs:
-    """Bonds and second neighbours of an arrangement; what is odd by many spreads is something else (Cauchy)."""
-
-    def __init__(self, yx: Array, dopant: NDArray[np.bool_], free: NDArray[np.bool_], host: float) -> None:
-        pairs = np.zeros((0, 2), np.intp)
-        if len(yx) > 1:
-            pairs = cKDTree(yx).query_pairs(_BONDED * host, output_type="ndarray")
-        foreign = pairs[dopant[pairs].sum(axis=1) == 1]
-        pairs = pairs[~dopant[pairs].any(axis=1)]
-        bond = np.zeros((len(yx), len(yx)), dtype=np.float32)
-        bond[pairs[:, 0], pairs[:, 1]] = bond[pairs[:, 1], pairs[:, 0]] = 1.0
-        second = np.argwhere(np.triu((bond @ bond > 0) & (bond == 0), 1))
-        links = np.concatenate([pairs, second, foreign])
-        kind = np.repeat([0, 1, 2], [len(pairs), len(second), len(foreign)])
-        use = free[links].any(axis=1)
-        self._a, self._b = links[use].T
-        kind = kind[use]
-        self._natural = np.array([1.0, np.sqrt(3.0), _PUSHED])[kind] * host
-        self._spread = np.array([_BOND_SPREAD, _SECOND_SPREAD, _BOND_SPREAD])[kind] * host
-        self._one_sided = kind == 2
-        self._reach = np.zeros((len(self._a), len(yx)))
-        rows = np.arange(len(self._a))
-        self._reach[rows, self._a], self._reach[rows, self._b] = -1.0, 1.0
-
-    def _excess(self, yx: Array) -> tuple[Array, Array]:
-        step = yx[self._b] - yx[self._a]
-        length = np.maximum(np.hypot(*step.T), 1e-9)
-        excess = length - self._natural
-        return np.where(self._one_sided, np.minimum(excess, 0.0), excess), step / length[:, None]
-
-    def energy(self, yx: Array) -> float:
-        """Log-probability lost."""
-        excess, _ = self._excess(yx)
-        return float(0.5 * (FREEDOM + 1) * np.log1p((excess / self._spread) ** 2 / FREEDOM).sum())
-
-    def normal(self, yx: Array, free: NDArray[np.int64]) -> tuple[Array, Array]:
-        """Stiffness (2F, 2F) and pull (2F,) of the free atoms, all y first."""
-        excess, unit = self._excess(yx)
-        weight = (FREEDOM + 1) / FREEDOM / self._spread**2 / (1.0 + (excess / self._spread) ** 2 / FREEDOM)
-        weight = np.where(self._one_sided & (excess >= 0.0), 0.0, weight)
-        reach = self._reach[:, free]
-        both = np.concatenate([reach * unit[:, :1], reach * unit[:, 1:]], axis=1)
-        return (both * weight[:, None]).T @ both, -both.T @ (weight * excess)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from stemdl_core import analyze_frame, load_model
 from stemdl_core.arrangement import Counts
 from stemdl_core.calibration import PixelSize
 from stemdl_core.defects import find_defects
@@ -18,8 +19,10 @@ from stemdl_core.refine import refine_sites
 from stemdl_core.repair import CORE_NM, reconsider, revised
 from stemdl_core.simulate import degrade
 from stemdl_core.simulate.dataset import Conditions, simulate_frame
+from stemdl_core.simulate.imaging import Probe
 from stemdl_core.simulate.structures import add_defect, graphene
 from stemdl_core.sites import Sites
+from stemdl_core.springs import Springs
 
 PIXEL_NM = 0.011
 SIZE = PixelSize(PIXEL_NM, "metadata", PIXEL_NM)
@@ -131,6 +134,40 @@ def test_no_carbon_is_drawn_into_the_hole_beside_silicon(kind, away_nm):
         drawn = np.concatenate([yx, ring[[int(np.argmax(room))]]])
         right += second_look(s.frame.image, drawn, np.append(s.sites.species, "C"))[0] == [kind]
     assert right == 4
+
+
+def test_bonds_are_counted_as_they_are_in_the_end():
+    """Take an atom away, and two others bond: what that costs may not depend on where the fit began."""
+    yx = sheet().yx_nm
+    middle = int(np.argmin(np.hypot(*(yx - 1.3).T)))
+    yx = np.delete(yx, middle, axis=0)
+    dopant, free = np.zeros(len(yx), bool), np.ones(len(yx), bool)
+    one, other = np.argsort(np.hypot(*(yx - sheet().yx_nm[middle]).T))[:2]
+    relaxed = yx.copy()
+    for a, b in ((one, other), (other, one)):
+        relaxed[a] += 0.035 * (yx[b] - yx[a]) / np.hypot(*(yx[b] - yx[a]))
+    before = Springs(yx, dopant, free, 0.142)
+    after = Springs(relaxed, dopant, free, 0.142)
+    assert before.energy(yx) == pytest.approx(0.0, abs=0.1)
+    assert after.energy(relaxed) > before.energy(relaxed) + 1.0
+    # Bonds give: 15 pm longer costs less than 15 pm shorter.
+    pair = Springs(np.array([[0.0, 0.0], [0.0, 0.142]]), dopant[:2], free[:2], 0.142)
+    longer, shorter = (pair.energy(np.array([[0.0, 0.0], [0.0, d]])) for d in (0.157, 0.127))
+    assert 0.0 < longer < 0.7 * shorter
+
+
+@pytest.mark.parametrize("kind", ["SV", "DV(5-8-5)", "DV(555-777)", "SW(55-77)"])
+def test_relaxed_defects_are_named_at_150_electrons(kind):
+    """Each of these is taken for another, or for flat sheet, where its stretched bonds are held against it."""
+    right = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        specimen = add_defect(graphene(fov_nm=3.0, rotation_deg=float(rng.uniform(0, 60))), kind, (1.5, 1.5), rng=rng)
+        conditions = Conditions(pixel_nm=0.028, detector=degrade.Detector(dose_e_per_atom=150.0),
+                                probe=Probe(sigma_nm=0.055))
+        found = analyze_frame(simulate_frame(specimen, conditions, rng).frame, load_model("graphene"))
+        right += [d.name for d in found.defects] == [kind]
+    assert right >= 11
 
 
 def test_too_few_sites_change_nothing():
