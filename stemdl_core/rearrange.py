@@ -56,7 +56,10 @@ LEAST_MISFIT = 0.05
 RIM, HIDDEN_SHARE = 6.0, 0.02
 #: An atom that is found so far from where it was [host bonds] is refined again from there.
 MOVED = 0.22
-#: Nor where a host column stands out of the noise by less (square of its standard deviations).
+#: What comes out fainter than this part of a host column although its height is known well is no atom; log-odds
+#: against each.
+FAINTEST, UNSEEN = 0.5, 20.0
+#: Nothing is changed where a host column stands out of the noise by less (square of its standard deviations).
 FEWEST_POWER = 12.0
 #: Margin added to the part that is rearranged in which atoms may follow [nm].
 MARGIN_NM = 0.14
@@ -250,7 +253,8 @@ class Search:
         _, part = connected_components(links, directed=False)
         odd = np.bincount(part, weights=lacking)
         rare = (ODD + self.rim) * float((1.0 - np.exp(-odd / ODD_ATOMS)).sum())
-        return rare + CROWDED * crowded + 2.0 * lonely + self._beside(atoms)
+        unseen = float(np.sum(atoms.height[atoms.free & ~atoms.dopant] < FAINTEST * self.unit))
+        return rare + CROWDED * crowded + 2.0 * lonely + UNSEEN * unseen + self._beside(atoms)
 
     def _lacking(self, atoms: Arrangement) -> tuple[Array, NDArray[np.intp], NDArray[np.bool_]]:
         """(N,) hexagons that each atom of this place lacks, (M, 2) bonds, and (N,) which atoms are of this place."""
