@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from ..errors import StemdlError
 from ..threads import one_blas_thread
 from .beyond import columns_beyond
-from .check import Check, check_residual, local_misfit
+from .check import Check, check_residual, local_misfit, most_noise
 from .colour import noise_colour
 from .fit import Fit, Prior, State, height_prior
 from .grid import estimate_noise
@@ -40,6 +40,10 @@ LEAST_SHARE = 0.02
 
 #: No two columns are this close in projection [pm].
 COLLAPSED_PM = 65.0
+
+#: How much more noise than the scatter of the heights allows may be assumed, and how much more a blur may claim before
+#: it is not believed: without noise, what the specimen shows falls off like blurred noise.
+_ALLOWED, _CLAIMED = 2.0, 11.0
 
 #: Residual variance over the expected one above which the noise is taken to be shared between pixels.
 CORRELATED = 1.6
@@ -111,28 +115,28 @@ def _refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike,
     labels = np.r_[labels, labels[like] + labels.max() + 1]
 
     def fitted(image: NDArray[np.floating], noise_line: tuple[float, float] | None = None,
-               undone: Unblurred | None = None) -> tuple[Refined, float]:
+               undone: Unblurred | None = None) -> tuple[Refined, float, float]:
         work = Work(image, usable, y0, x0, pixel_pm=1e3 * pixel_size_nm, noise_line=noise_line,
                     sigma_pm=None if sigma_probe_nm is None else 1e3 * sigma_probe_nm,
                     finest_pm=0.0 if undone is None else 1e3 * undone.finest_nm)
         if work.state is None:
-            return unrefined(y0, x0, prior_sigma_pm), 1.0
+            return unrefined(y0, x0, prior_sigma_pm), 1.0, np.inf
         return _refine(work, labels, prior_sigma_pm, longest_step_pm, undone)
 
-    refined, excess = fitted(image, None if whole is None else (whole.gain, whole.intercept))
+    refined, excess, most = fitted(image, None if whole is None else (whole.gain, whole.intercept))
     sharp = None
     # Smoothed, enlarged or slowly detected images share their noise between pixels. What a pixel alone shows of it is
     # far too little: the fit would follow the noise, away from good start positions.
     if excess > CORRELATED and whole is None:
         undone = undo_smoothing(image, usable, pixel_nm=pixel_size_nm)
-        if undone is not None:
+        if undone is not None and undone.variance < _CLAIMED * most:
             sharp = undone.image
-            refined, excess = fitted(sharp, undone=undone)
+            refined, excess, _ = fitted(sharp, undone=undone)
         if excess > CORRELATED and (found := refined.imaging) is not None:
             # Once more with the noise that was seen, and only that: the finest structure of a stiffer fit is another.
             level = max(found.misfit, 1.0)
             line = level * found.gain, level * found.intercept
-            refined, _ = fitted(image if sharp is None else sharp, line, undone)
+            refined, *_ = fitted(image, line) if sharp is None else fitted(sharp, line, undone)
     return replace(refined.first(asked), sharpened=sharp)
 
 
@@ -156,8 +160,9 @@ def _check(image: NDArray[np.floating], y: Array, x: Array, pixel_size_nm: float
 
 
 def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest_step_pm: float,
-            undone: Unblurred | None) -> tuple[Refined, float]:
-    """Columns, noise and probe in turn, then the covariance; and by how much the noise exceeds what was assumed.
+            undone: Unblurred | None) -> tuple[Refined, float, float]:
+    """Columns, noise and probe in turn, then the covariance; by how much the noise exceeds what was assumed; and the
+    largest variance of a raw pixel that the heights allow.
 
     `undone` is given where the image is one before a blur.
     """
@@ -210,15 +215,6 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     # The picture before the last step, which is small, is as good a judge as one more drawing.
     residual = grid.image - mean
     check = check_residual(residual, mean, state.noise, grid.usable, picture)
-    colour = 1.0
-    if work.noise_line is None:
-        inner = (slice(grid.pad, -grid.pad),) * 2
-        expected = (grid.scale * grid.binning) ** 2 * state.noise.variance(mean[inner])
-        if undone is not None:
-            colour = max(1.0, undone.variance / float(expected[grid.usable[inner] > 0].mean()))
-        else:
-            colour = noise_colour(work.image, work.unspoilt(), expected, binning=grid.binning,
-                                  sigma_px=state.shape.sigma * grid.binning)
     own_cov, more = normal.covariance()
     # A site without pixels knows what was believed before, and no more.
     believed = 1 / prior.precision
@@ -227,12 +223,6 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     own_cov[bad] = believed[bad, :, None] * np.eye(3)
     cov = own_cov + more
     local = local_misfit(picture.patches, residual, mean, state.noise, grid.usable)
-    excess = max(1.0, check.misfit, colour)
-    inflation = excess * local
-    along_y, along_x = cov[:, 1, 1] * inflation, cov[:, 2, 2] * inflation
-    # A column is some lines high, and averages their shifts.
-    along_x = along_x + check.jitter**2 / (np.sqrt(2 * np.pi * state.shape.cyy))
-    sigma = step_pm * np.sqrt(0.5 * (along_y + along_x))
     # The group's share taken out of the height again: what the column itself says, its neighbours being
     # typical.
     alone = own_cov[:, 0, 0]
@@ -243,8 +233,26 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     height = prior.mean[:, 0] + (state.height - prior.mean[:, 0]) / own
     free = alone / np.maximum(share, LEAST_SHARE)
     free = free + more[:, 0, 0] * (free / alone) ** 2
-    moved = step_pm * np.hypot(state.y - start[:, 1], state.x - start[:, 2])
     seen = normal.diagonal[:, 0, 0] * np.median(state.height) ** 2 > 1
+    colour, raw = 1.0, (grid.scale * grid.binning) ** 2
+    most = raw * most_noise(height, seen & (share > LEAST_SHARE), labels, sigma=state.shape.sigma)
+    if work.noise_line is None:
+        inner = (slice(grid.pad, -grid.pad),) * 2
+        expected = raw * state.noise.variance(mean[inner])
+        typical = float(expected[grid.usable[inner] > 0].mean())
+        if undone is not None:
+            colour = undone.variance / typical
+        else:
+            colour = noise_colour(work.image, work.unspoilt(), expected, binning=grid.binning,
+                                  sigma_px=state.shape.sigma * grid.binning)
+        colour = max(1.0, min(colour, _ALLOWED * most / typical))
+    excess = max(1.0, check.misfit, colour)
+    inflation = excess * local
+    along_y, along_x = cov[:, 1, 1] * inflation, cov[:, 2, 2] * inflation
+    # A column is some lines high, and averages their shifts.
+    along_x = along_x + check.jitter**2 / (np.sqrt(2 * np.pi * state.shape.cyy))
+    sigma = step_pm * np.sqrt(0.5 * (along_y + along_x))
+    moved = step_pm * np.hypot(state.y - start[:, 1], state.x - start[:, 2])
     ok = (moved < longest_step_pm) & seen
     # Two columns on one spot share one column's light in any proportion: neither position nor height means anything.
     places = np.stack([state.y, state.x], 1)
@@ -260,7 +268,7 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     # Where the fit ran away, the start is in doubt as well.
     doubt = np.maximum(prior_sigma_pm, 0.5 * np.minimum(moved, longest_step_pm))
     return Refined(grid.to_raw(y), grid.to_raw(x), height * grid.scale, height_sigma * grid.scale,
-                   np.where(ok, sigma, doubt), below, ok, imaging), excess
+                   np.where(ok, sigma, doubt), below, ok, imaging), excess, most
 
 
 def _step_in_sigma(before: State, after: State, information: Array, prior: Prior) -> float:

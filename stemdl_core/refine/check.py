@@ -1,14 +1,18 @@
-"""What the residual says about the fit: misfit, and shifts of single scan lines."""
+"""What the residual says about the fit: misfit, and shifts of single scan lines; what scattered heights allow."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .grid import Noise
 from .model import Array, Image
 from .picture import Patches, Picture, chunks
+
+#: Fewest columns of one group whose heights say how much noise there can be.
+_FEWEST = 20
 
 
 @dataclass(frozen=True)
@@ -98,3 +102,29 @@ def local_misfit(patches: Patches, residual: Image, mean: Image, noise: Noise, u
     spread = 1.4826 * float(np.median(np.abs(local - typical)))
     excess = local - typical - 3 * max(spread, 0.05 * typical)
     return 1 + np.maximum(excess, 0) / max(typical, 1e-3)
+
+
+def most_noise(height: Array, known: NDArray[np.bool_], labels: NDArray[np.intp], *, sigma: float) -> float:
+    """Variance of a pixel at which white noise alone would scatter the heights as much as they do; infinite for few.
+
+    Noise of variance v makes an error of sqrt(v / pi) / sigma in the height of a column that stands alone, and a larger
+    one among others: there can be no more of it than this. What differs between columns otherwise counts as noise.
+
+    Parameters
+    ----------
+    height : (N,) float array
+        Fitted heights.
+    known : (N,) bool
+        Columns whose own pixels say how high they are.
+    labels : (N,) int
+        Groups of columns that are about equally high.
+    sigma : float
+        Width of a column [px].
+    """
+    if not known.any():
+        return np.inf
+    alike = height[known & (labels == np.bincount(labels[known]).argmax())]
+    if len(alike) < _FEWEST:
+        return np.inf
+    spread = 1.4826 * float(np.median(np.abs(alike - np.median(alike))))
+    return float(np.pi * (sigma * spread) ** 2)
