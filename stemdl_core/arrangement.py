@@ -30,7 +30,8 @@ _LEVEL_SPREAD = (0.10, 0.05, 0.05)
 _LONGEST_STEP_NM, _WANDER_NM = 0.035, 0.03
 #: Part of a dopant's profile that the shared probe may get wrong: it outshines the atoms beside it.
 _PROFILE_ERROR = 0.04
-#: The same of any column: where counts abound it is not they that limit what can be told.
+#: The same of any column, in its own place and, by its tails, where none is: where counts abound it is not they that
+#: limit what can be told.
 _SHAPE_ERROR = 0.02
 
 
@@ -284,7 +285,7 @@ class Patch:
             shape, slope_y, slope_x = self.counts.slopes(self.pixels, y[free] - self.center_nm)
             mean = base + h[free] @ shape + level @ surface
             if turn < 2:
-                model_error = (_SHAPE_ERROR * (mean - self.below)) ** 2
+                model_error = (_SHAPE_ERROR * np.maximum(mean - self.below, unit)) ** 2
                 weight = self.share / (self.counts.variance(mean) + doubt + model_error)
             residual = self.data - mean
             if turn == iterations:

@@ -28,8 +28,9 @@ MOST_FITS = 150
 FAINT, FAINT_Z = 0.62, 2.0
 #: So are columns whose error of position is so many times the usual one, or which the network is not sure of.
 DOUBTFUL, UNSURE = 1.5, 0.7
-#: Residual variance over the expected one beyond which nothing is decided: noise is shared between pixels.
-WORST_MISFIT = 6.0
+#: Residual variance over the expected one beyond which nothing is decided, as noise is shared between pixels; unless it
+#: is less than this part of a host column all the same.
+WORST_MISFIT, QUIET = 6.0, 0.05
 #: Radius of the part that is rearranged, and largest part [nm].
 CORE_NM, LARGEST_NM = 0.26, 0.62
 #: What was odd and does not fit is looked at once more with so much of its surroundings [nm].
@@ -98,15 +99,17 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
     n = len(graph.sites)
     keep, none = np.ones(n, dtype=bool), np.zeros((0, 2))
     imaging = refined.imaging
-    if n < 12 or imaging is None or not imaging.misfit < WORST_MISFIT:
+    heights = None if n < 12 or imaging is None else _heights(graph, refined)
+    if heights is None or imaging is None:
         return Revision(keep, none, np.zeros(0), none)
-    heights = _heights(graph, refined)
-    if heights is None:
+    counts = Counts(image, valid, refined, imaging, graph.pixel_size)
+    unit = float(np.median(heights[~graph.foreign])) if not graph.foreign.all() else 0.0
+    noise = float(np.sqrt(counts.variance(np.array([imaging.background + unit]))[0]))
+    if not (imaging.misfit < WORST_MISFIT or noise < QUIET * unit):
         return Revision(keep, none, np.zeros(0), none)
     crowding = _to_foreign(graph)
     # What the network drew into a hole beside a bright column.
     sheet = as_found(graph, heights).without(np.flatnonzero(crowding < IMPOSSIBLE).tolist())
-    counts = Counts(image, valid, refined, imaging, graph.pixel_size)
     altered: list[Place] = []
     weighed: list[tuple[float, ...]] = []
     holes: list[Array] = []
