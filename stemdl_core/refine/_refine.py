@@ -38,12 +38,15 @@ _SHOWS = 0.25
 #: Part of what is known about a height that has to come from the column's own pixels for it to be told from its group.
 LEAST_SHARE = 0.02
 
+#: Error of the model of a column, over its height.
+_MODEL_ERROR = 0.02
+
 #: No two columns are this close in projection [pm].
 COLLAPSED_PM = 65.0
 
 #: How much more noise than the scatter of the heights allows may be assumed, and how much more a blur may claim before
 #: it is not believed: without noise, what the specimen shows falls off like blurred noise.
-_ALLOWED, _CLAIMED = 2.0, 11.0
+_ALLOWED, _CLAIMED = 1.2, 11.0
 
 #: Residual variance over the expected one above which the noise is taken to be shared between pixels.
 CORRELATED = 1.6
@@ -189,6 +192,9 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
             if work.noise_line is None:
                 noise = estimate_noise(grid.image - mean, mean, grid.usable, previous=state.noise,
                                        finest=work.finest_pm / step_pm)
+                # No model is more exact than this, however little noise there is.
+                floor = (_MODEL_ERROR * float(np.median(state.height))) ** 2
+                noise = replace(noise, intercept=noise.intercept + floor, least=noise.least + floor)
                 state = replace(state, noise=noise)
         before = state
         state, normal = fit.column_step(before, picture, prior, longest=longest, tolerance=_TOLERANCES[turn],
