@@ -14,7 +14,7 @@ _INTRINSIC_WIDTH = 0.05
 _ASTRAY = np.array([-0.5, 6.0])
 #: Means of two components are at least this many widths apart (a skewed peak is not two levels), and this part of
 #: the host's level.
-_APART, _LEAST_GAP = 2.0, 0.12
+_APART, _LEAST_GAP = 2.0, 0.20
 #: Above this many columns the starts are compared on a histogram of this bin width [typical value].
 _MANY, _BIN = 300, 0.015
 
