@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,11 +46,30 @@ _MODEL_ERROR = 0.02
 COLLAPSED_PM = 65.0
 
 #: How much more noise than the scatter of the heights allows may be assumed, and how much more a blur may claim before
-#: it is not believed: without noise, what the specimen shows falls off like blurred noise.
-_ALLOWED, _CLAIMED = 1.2, 11.0
+#: it is not believed: without noise, what the specimen shows falls off like blurred noise. Nor is it believed if the
+#: fit leaves less than this part of the noise, though it takes much of what is no finer than columns.
+_ALLOWED, _CLAIMED, _LEFT = 1.2, 11.0, 0.03
 
 #: Residual variance over the expected one above which the noise is taken to be shared between pixels.
 CORRELATED = 1.6
+
+
+class Noisiness(NamedTuple):
+    """What a fit says about the noise.
+
+    Parameters
+    ----------
+    excess : float
+        By how much its variance exceeds what was assumed.
+    most : float
+        Largest variance of a raw pixel's white noise that the heights allow [image units squared].
+    left : float
+        Variance of a working pixel that the fit leaves [image units squared].
+    """
+
+    excess: float
+    most: float
+    left: float
 
 
 def refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike, *, pixel_size_nm: float,
@@ -118,24 +138,24 @@ def _refine_sites(image: NDArray[np.floating], y_px: ArrayLike, x_px: ArrayLike,
     labels = np.r_[labels, labels[like] + labels.max() + 1]
 
     def fitted(image: NDArray[np.floating], noise_line: tuple[float, float] | None = None,
-               undone: Unblurred | None = None) -> tuple[Refined, float, float]:
+               undone: Unblurred | None = None) -> tuple[Refined, Noisiness]:
         work = Work(image, usable, y0, x0, pixel_pm=1e3 * pixel_size_nm, noise_line=noise_line,
                     sigma_pm=None if sigma_probe_nm is None else 1e3 * sigma_probe_nm,
                     finest_pm=0.0 if undone is None else 1e3 * undone.finest_nm)
         if work.state is None:
-            return unrefined(y0, x0, prior_sigma_pm), 1.0, np.inf
+            return unrefined(y0, x0, prior_sigma_pm), Noisiness(1.0, np.inf, np.inf)
         return _refine(work, labels, prior_sigma_pm, longest_step_pm, undone)
 
-    refined, excess, most = fitted(image, None if whole is None else (whole.gain, whole.intercept))
+    refined, noise = fitted(image, None if whole is None else (whole.gain, whole.intercept))
     sharp = None
     # Smoothed, enlarged or slowly detected images share their noise between pixels. What a pixel alone shows of it is
     # far too little: the fit would follow the noise, away from good start positions.
-    if excess > CORRELATED and whole is None:
+    if noise.excess > CORRELATED and whole is None:
         undone = undo_smoothing(image, usable, pixel_nm=pixel_size_nm)
-        if undone is not None and undone.variance < _CLAIMED * most:
+        if undone is not None and undone.variance < _CLAIMED * noise.most and undone.blurred * _LEFT < noise.left:
             sharp = undone.image
-            refined, excess, _ = fitted(sharp, undone=undone)
-        if excess > CORRELATED and (found := refined.imaging) is not None:
+            refined, noise = fitted(sharp, undone=undone)
+        if noise.excess > CORRELATED and (found := refined.imaging) is not None:
             # Once more with the noise that was seen, and only that: the finest structure of a stiffer fit is another.
             level = max(found.misfit, 1.0)
             line = level * found.gain, level * found.intercept
@@ -163,9 +183,8 @@ def _check(image: NDArray[np.floating], y: Array, x: Array, pixel_size_nm: float
 
 
 def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest_step_pm: float,
-            undone: Unblurred | None) -> tuple[Refined, float, float]:
-    """Columns, noise and probe in turn, then the covariance; by how much the noise exceeds what was assumed; and the
-    largest variance of a raw pixel that the heights allow.
+            undone: Unblurred | None) -> tuple[Refined, Noisiness]:
+    """Columns, noise and probe in turn, then the covariance; and what the fit says about how much noise there is.
 
     `undone` is given where the image is one before a blur.
     """
@@ -240,6 +259,8 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     free = alone / np.maximum(share, LEAST_SHARE)
     free = free + more[:, 0, 0] * (free / alone) ** 2
     seen = normal.diagonal[:, 0, 0] * np.median(state.height) ** 2 > 1
+    squares = residual[grid.usable > 0] ** 2
+    left = grid.scale**2 * float(np.minimum(squares, 20 * np.median(squares)).mean())
     colour, raw = 1.0, (grid.scale * grid.binning) ** 2
     most = raw * most_noise(height, seen & (share > LEAST_SHARE), labels, sigma=state.shape.sigma)
     if work.noise_line is None:
@@ -274,7 +295,7 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     # Where the fit ran away, the start is in doubt as well.
     doubt = np.maximum(prior_sigma_pm, 0.5 * np.minimum(moved, longest_step_pm))
     return Refined(grid.to_raw(y), grid.to_raw(x), height * grid.scale, height_sigma * grid.scale,
-                   np.where(ok, sigma, doubt), below, ok, imaging), excess, most
+                   np.where(ok, sigma, doubt), below, ok, imaging), Noisiness(excess, most, left)
 
 
 def _step_in_sigma(before: State, after: State, information: Array, prior: Prior) -> float:

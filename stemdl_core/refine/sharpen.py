@@ -56,11 +56,14 @@ class Unblurred(NamedTuple):
         Of a pixel, if its noise were as strong at all wave numbers as it is at those of columns [image units squared].
     finest_nm : float
         Inverse of the largest wave number up to which structure was given back [nm].
+    blurred : float
+        Variance of the noise of a pixel of the image as it was given [image units squared].
     """
 
     image: NDArray[np.float64]
     variance: float
     finest_nm: float
+    blurred: float
 
 
 def undo_smoothing(image: NDArray[np.floating], usable: NDArray[np.bool_], *, pixel_nm: float) -> Unblurred | None:
@@ -106,7 +109,7 @@ def undo_smoothing(image: NDArray[np.floating], usable: NDArray[np.bool_], *, pi
         beyond = np.maximum(np.sqrt(k2) / limit - 1, 0)
         sharp = fft.idctn(waves * gain * np.exp(-0.5 * (beyond / 0.15) ** 2 - beyond * limit**2 * s2), norm="ortho")
         if _quiet_borders(sharp, usable):
-            return Unblurred(sharp + level, top / scale, 1.0 / limit)
+            return Unblurred(sharp + level, top / scale, 1.0 / limit, top / scale * float(np.mean(1 / blur)))
     return None
 
 

@@ -159,9 +159,11 @@ def _without_spikes(grid: Grid, noise: Noise) -> Grid:
     """The grid without single pixels that stand out of their surroundings as no probe can make them."""
     image = grid.image
     ring = (9 * uniform_filter(image, 3, mode="nearest") - image) / 8
-    # A column's own summit over its surroundings: at most this for the sharpest probe.
-    low = np.percentile(ring[grid.usable > 0][::17], 5)
-    summit = 1.3 * (grid.step_pm / TRIAL_SIGMA_PM[0]) ** 2 * np.maximum(ring - low, 0)
+    # A column's own summit over its surroundings: at most this for the sharpest probe. The valleys between columns are
+    # as sharp.
+    low, high = np.percentile(ring[grid.usable > 0][::17], (5, 95))
+    height = np.maximum(ring - low, np.where(image < ring, 0.5 * (high - low), 0))
+    summit = 1.3 * (grid.step_pm / TRIAL_SIGMA_PM[0]) ** 2 * height
     spike = np.abs(image - ring) > 5 * np.sqrt(noise.variance(ring)) + 4 * noise.gain + summit
     spike &= grid.usable > 0
     if not spike.any():
