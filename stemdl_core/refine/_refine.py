@@ -32,8 +32,8 @@ _SMALL_STEP = 0.25
 #: little is left there that tells columns apart.
 _CROWDED = 0.36
 
-#: Part of the noise on a column that has to be its own for electrons to be counted by it, where a blur was undone:
-#: little is left there that tells how the noise grows.
+#: Part of the noise on a column that has to be its own for electrons to be counted by it, where pixels share their
+#: noise or a blur was undone: little is left there that tells how the noise grows.
 _SHOWS = 0.25
 
 #: Part of what is known about a height that has to come from the column's own pixels for it to be told from its group.
@@ -48,7 +48,7 @@ COLLAPSED_PM = 65.0
 #: How much more noise than the scatter of the heights allows may be assumed, and how much more a blur may claim before
 #: it is not believed: without noise, what the specimen shows falls off like blurred noise. Nor is it believed if the
 #: fit leaves less than this part of the noise, though it takes much of what is no finer than columns.
-_ALLOWED, _CLAIMED, _LEFT = 1.2, 11.0, 0.03
+_ALLOWED, _CLAIMED, _LEFT = 1.2, 50.0, 0.03
 
 #: Residual variance over the expected one above which the noise is taken to be shared between pixels.
 CORRELATED = 1.6
@@ -243,8 +243,8 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     own_cov, more = normal.covariance()
     # A site without pixels knows what was believed before, and no more.
     believed = 1 / prior.precision
-    known = np.einsum("naa->na", own_cov)
-    bad = ~(np.isfinite(known) & (known > 0) & (known <= believed)).all(1)
+    variances = np.einsum("naa->na", own_cov)
+    bad = ~(np.isfinite(variances) & (variances > 0) & (variances <= believed)).all(1)
     own_cov[bad] = believed[bad, :, None] * np.eye(3)
     cov = own_cov + more
     local = local_misfit(picture.patches, residual, mean, state.noise, grid.usable)
@@ -262,7 +262,10 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     squares = residual[grid.usable > 0] ** 2
     left = grid.scale**2 * float(np.minimum(squares, 20 * np.median(squares)).mean())
     colour, raw = 1.0, (grid.scale * grid.binning) ** 2
-    most = raw * most_noise(height, seen & (share > LEAST_SHARE), labels, sigma=state.shape.sigma)
+    known = seen & (share > LEAST_SHARE)
+    assumed = float(state.noise.variance(mean)[grid.usable > 0].mean())
+    overlap = np.pi * state.shape.sigma**2 * float(np.median(free[known])) / assumed if known.any() else 1.0
+    most = raw * most_noise(height, known, labels, sigma=state.shape.sigma, overlap=overlap)
     if work.noise_line is None:
         inner = (slice(grid.pad, -grid.pad),) * 2
         expected = raw * state.noise.variance(mean[inner])
@@ -290,7 +293,8 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     y, x = np.where(ok, state.y, start[:, 1]), np.where(ok, state.x, start[:, 2])
     index, value, _, _ = fit.background.at(y, x)
     below = (state.nodes[index] * value).sum(1) * grid.scale + grid.offset
-    imaging = _imaging(fit, state, below, check, colour, _SHOWS if undone is not None else 0.0)
+    white = undone is None and work.noise_line is None and colour == 1.0
+    imaging = _imaging(fit, state, below, check, colour, 0.0 if white else _SHOWS)
     height_sigma = np.sqrt(free * inflation)
     # Where the fit ran away, the start is in doubt as well.
     doubt = np.maximum(prior_sigma_pm, 0.5 * np.minimum(moved, longest_step_pm))

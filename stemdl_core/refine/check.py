@@ -13,6 +13,8 @@ from .picture import Patches, Picture, chunks
 
 #: Fewest columns of one group whose heights say how much noise there can be.
 _FEWEST = 20
+#: How much of the error of a height may come from overlap, as a part of its variance over that of a lone column.
+_MOST_OVERLAP = 3.0
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,12 @@ def local_misfit(patches: Patches, residual: Image, mean: Image, noise: Noise, u
     return 1 + np.maximum(excess, 0) / max(typical, 1e-3)
 
 
-def most_noise(height: Array, known: NDArray[np.bool_], labels: NDArray[np.intp], *, sigma: float) -> float:
+def most_noise(height: Array, known: NDArray[np.bool_], labels: NDArray[np.intp], *, sigma: float,
+               overlap: float = 1.0) -> float:
     """Variance of a pixel at which white noise alone would scatter the heights as much as they do; infinite for few.
 
     Noise of variance v makes an error of sqrt(v / pi) / sigma in the height of a column that stands alone, and a larger
-    one among others: there can be no more of it than this. What differs between columns otherwise counts as noise.
+    one among others. What differs between columns otherwise counts as noise, too.
 
     Parameters
     ----------
@@ -120,6 +123,8 @@ def most_noise(height: Array, known: NDArray[np.bool_], labels: NDArray[np.intp]
         Groups of columns that are about equally high.
     sigma : float
         Width of a column [px].
+    overlap : float
+        Variance of the error of a height among the others over that of one that stands alone; within reason.
     """
     if not known.any():
         return np.inf
@@ -127,4 +132,4 @@ def most_noise(height: Array, known: NDArray[np.bool_], labels: NDArray[np.intp]
     if len(alike) < _FEWEST:
         return np.inf
     spread = 1.4826 * float(np.median(np.abs(alike - np.median(alike))))
-    return float(np.pi * (sigma * spread) ** 2)
+    return float(np.pi * (sigma * spread) ** 2 / np.clip(overlap, 1.0, _MOST_OVERLAP))
