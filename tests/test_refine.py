@@ -169,6 +169,25 @@ def test_probes_as_wide_as_columns_are_apart_leave_carbon_as_bright_as_carbon(se
     assert 0.7 < scores.std() < 1.6
 
 
+@pytest.mark.parametrize("width_nm", [0.054, 0.058, 0.062])
+def test_steps_that_grow_are_taken_back(width_nm: float) -> None:
+    """Half under strong dirt, with a wide probe: the exact solution of nearly singular equations is no better start."""
+    rng = np.random.default_rng(2)
+    specimen = graphene(fov_nm=2.6, rotation_deg=20.0)
+    conditions = Conditions(pixel_nm=0.0077, probe=Probe(width_nm, 0.24, 0.23), contamination=0.5,
+                            contamination_strength=3.7, contamination_smear_nm=0.115,
+                            detector=Detector(990.0, readout_e=0.36))
+    s = simulate_frame(specimen, conditions, rng)
+    clear = s.hidden == 0
+    yx = s.sites.yx_px
+    at = np.clip(np.rint(yx).astype(int), 0, np.array(clear.shape) - 1)
+    yx = yx[clear[tuple(at.T)] & (yx > 0).all(axis=1) & (yx < np.array(clear.shape) - 1).all(axis=1)]
+    start = yx + rng.normal(0, 0.004 / 0.0077, yx.shape)
+    found = refine_sites(s.frame.image, *start.T, pixel_size_nm=0.0077, valid=clear)
+    error_pm = 7.7 * np.sqrt(np.mean((np.stack([found.y_px, found.x_px], axis=1) - yx) ** 2))
+    assert error_pm < 13.0
+
+
 def test_line_jitter_widens_sigma(rng: np.random.Generator) -> None:
     world = scene("lattice", 1000, 0.01)
     columns = np.arange(world.mean.shape[1])

@@ -196,7 +196,7 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
     precision[:, 0] = 1 / (0.5 * state.height) ** 2
     prior = Prior(start, precision)
     longest = 30.0 / step_pm
-    reference, couplings, length = 1.0, None, np.inf
+    reference, couplings, length, usual = 1.0, None, np.inf, np.inf
     near = cKDTree(start[:, 1:]).query(start[:, 1:], k=2)[0][:, 1] if len(start) > 1 else np.full(1, np.inf)
     crowded = state.shape.sigma > _CROWDED * float(np.median(near))
     for turn in range(len(_TOLERANCES)):
@@ -218,11 +218,18 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
         before = state
         state, normal = fit.column_step(before, picture, prior, longest=longest, tolerance=_TOLERANCES[turn],
                                         weight=None if turn else work.first_weight, couplings=couplings)
-        length, previous = _step_in_sigma(before, state, normal.diagonal, prior), length
+        steps = _steps_in_sigma(before, state, normal.diagonal, prior)
+        length, previous = float(np.sqrt(steps.mean())), length
         if couplings is not None and length > previous:
             # Overlaps from a step before were not good enough: steps that grow lead away.
             state, normal = fit.column_step(before, picture, prior, longest=longest, tolerance=_TOLERANCES[turn])
-            length = _step_in_sigma(before, state, normal.diagonal, prior)
+            steps = _steps_in_sigma(before, state, normal.diagonal, prior)
+            length = float(np.sqrt(steps.mean()))
+        usual, last = float(np.median(steps)), usual
+        if usual > last:
+            # What columns share is known to half a per cent. Where they overlap so much that less than that tells them
+            # apart, the exact solution runs away, and what was found before is as good as it gets.
+            state, length = before, 0.0
         # The first step is the longest: only later ones leave neighbours as they overlapped before.
         couplings = normal.couplings if turn and not crowded else None
         if turn and length < _SMALL_STEP:
@@ -302,11 +309,11 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
                    np.where(ok, sigma, doubt), below, ok, imaging), Noisiness(excess, most, left)
 
 
-def _step_in_sigma(before: State, after: State, information: Array, prior: Prior) -> float:
-    """Typical (root mean square) step along one axis over the standard deviation of a column alone."""
+def _steps_in_sigma(before: State, after: State, information: Array, prior: Prior) -> Array:
+    """(N,) squared steps along one axis over the variance of a column alone."""
     step = np.stack([after.y - before.y, after.x - before.x], 1)
     precision = information[:, (1, 2), (1, 2)] + prior.precision[:, 1:]
-    return float(np.sqrt(np.mean(step**2 * precision)))
+    return np.asarray((step**2 * precision).mean(axis=1))
 
 
 def _start_precision(state: State, start: Array, information: Array, precision: Array,
