@@ -169,12 +169,11 @@ def test_probes_as_wide_as_columns_are_apart_leave_carbon_as_bright_as_carbon(se
     assert 0.7 < scores.std() < 1.6
 
 
-@pytest.mark.parametrize("width_nm", [0.054, 0.058, 0.062])
-def test_steps_that_grow_are_taken_back(width_nm: float) -> None:
+def test_steps_that_grow_are_taken_back() -> None:
     """Half under strong dirt, with a wide probe: the exact solution of nearly singular equations is no better start."""
     rng = np.random.default_rng(2)
     specimen = graphene(fov_nm=2.6, rotation_deg=20.0)
-    conditions = Conditions(pixel_nm=0.0077, probe=Probe(width_nm, 0.24, 0.23), contamination=0.5,
+    conditions = Conditions(pixel_nm=0.0077, probe=Probe(0.054, 0.24, 0.23), contamination=0.5,
                             contamination_strength=3.7, contamination_smear_nm=0.115,
                             detector=Detector(990.0, readout_e=0.36))
     s = simulate_frame(specimen, conditions, rng)

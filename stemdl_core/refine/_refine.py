@@ -28,6 +28,10 @@ _TOLERANCES = (0.1, 0.05, 0.002)
 #: but the probe's tails are not found by then, and electrons an atom come out a fifth too low.
 _SMALL_STEP = 0.25
 
+#: Square of a step over the columns' own variance, and over that of the step before, beyond which it is none towards a
+#: solution.
+_RUNAWAY, _GROWING = 1.0, 2.5
+
 #: Width of the probe over the distance of neighbouring columns beyond which overlaps are worked out anew in each step:
 #: little is left there that tells columns apart.
 _CROWDED = 0.36
@@ -226,7 +230,7 @@ def _refine(work: Work, labels: NDArray[np.intp], prior_sigma_pm: float, longest
             steps = _steps_in_sigma(before, state, normal.diagonal, prior)
             length = float(np.sqrt(steps.mean()))
         usual, last = float(np.median(steps)), usual
-        if usual > last:
+        if usual > max(_GROWING * last, _RUNAWAY):
             # What columns share is known to half a per cent. Where they overlap so much that less than that tells them
             # apart, the exact solution runs away, and what was found before is as good as it gets.
             state, length = before, 0.0
