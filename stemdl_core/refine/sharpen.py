@@ -29,8 +29,9 @@ _LEAST_FALL = 0.8
 _LEAKAGE = 0.005
 #: The same where its width is found, and fewest bands in which what was blurred has to stand above the floor.
 _ENDS, _BLURRED = 0.015, 3
-#: Typical residual of the law [standard deviations of a band] up to which the blur is taken for a Gaussian one.
-_WORST_FIT = 3.0
+#: Residual of the law [standard deviations of a band, root mean square over those above the floor] up to which the blur
+#: is taken for a Gaussian one: 0.4-0.7 up to 30 pm, 1.2-1.6 at 45 pm, 1.8-2.8 for filters of other shapes as wide.
+_WORST_FIT = 1.75
 #: Wave numbers up to which structure is given back [1/nm]: columns have none beyond the first, next to none beyond the
 #: last. The largest is taken at which the borders stay quiet.
 _LIMITS = (115.0, 98.0, 84.0, 72.0, 62.0, 54.0, 47.0)
@@ -166,13 +167,16 @@ def _law(power: NDArray[np.float64], k2: NDArray[np.float64], nyquist: float) ->
     best = int(np.argmin(cost))
     steps, bounds = [1.0, 1e-4, 3.0], ([-np.inf, 0.0, -60.0], [np.inf, 1.1 * _MOST_NM**2, 0.0])
     found = least_squares(off, [tops[best], blurs[best], floors[best]], loss="soft_l1", x_scale=steps, bounds=bounds)
-    if found.x[1] < _LEAST_NM**2 or float(np.median(np.abs(off(found.x)))) > _WORST_FIT:
+    if found.x[1] < _LEAST_NM**2:
         return None
     # Filters end somewhere, which shows far down only: what is near says how wide they are.
-    found = least_squares(off, found.x, x_scale=steps, bounds=bounds,
-                          kwargs={"sigma": sigma + _ENDS * np.maximum(y[0] - y, 0.0)})
-    if np.count_nonzero(-found.x[1] * x > found.x[2]) < _BLURRED:
+    wide = sigma + _ENDS * np.maximum(y[0] - y, 0.0)
+    found = least_squares(off, found.x, x_scale=steps, bounds=bounds, kwargs={"sigma": wide})
+    blurred = -found.x[1] * x > found.x[2]
+    if np.count_nonzero(blurred) < _BLURRED:
         # Two bands are soon as strong for another reason: in a small part of an image the lattice's peaks are wide.
+        return None
+    if float(np.sqrt(np.mean(off(found.x, wide)[blurred] ** 2))) > _WORST_FIT:
         return None
     return float(np.exp(found.x[0])), float(found.x[1]), float(np.exp(found.x[2]))
 
