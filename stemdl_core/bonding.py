@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 from .materials import Material, bond_length_pm
@@ -316,11 +317,7 @@ def regularised(
     spread = np.where(np.arange(len(links)) < len(bonds), _BOND_SPREAD, _SECOND_SPREAD) * host
     a, b = links.T
     trust = 1.0 / np.maximum(sigma, 0.02 * host) ** 2
-
-    def scatter(force: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.stack(
-            [np.bincount(b, force[:, k], n) - np.bincount(a, force[:, k], n) for k in (0, 1)], axis=1
-        )
+    ends = np.stack([2 * b, 2 * b + 1, 2 * a, 2 * a + 1], axis=1).ravel()
 
     now = yx
     for _ in range(2):
@@ -330,20 +327,24 @@ def regularised(
         excess = length - natural
         # What departs by many spreads is something else than a host bond (Cauchy weight).
         weight = 1.0 / spread**2 / (1.0 + (excess / (4.0 * spread)) ** 2)
-        x = np.zeros_like(yx)
-        residual = trust[:, None] * (yx - now) - scatter((weight * excess)[:, None] * unit)
-        diagonal = trust + 0.5 * (np.bincount(a, weight, n) + np.bincount(b, weight, n))
-        z = residual / diagonal[:, None]
-        direction, product = z, float(np.sum(residual * z))
+        # How much moves (y0, x0, y1, x1, ...) stretch each link.
+        stretch = csr_array((np.hstack([unit, -unit]).ravel(), ends, np.arange(0, 4 * len(links) + 1, 4)),
+                            shape=(len(links), 2 * n))
+        pull = stretch.T.tocsr()
+        x = np.zeros(2 * n)
+        residual = (trust[:, None] * (yx - now)).ravel() - pull @ (weight * excess)
+        diagonal = np.repeat(trust + 0.5 * (np.bincount(a, weight, n) + np.bincount(b, weight, n)), 2)
+        firmness = np.repeat(trust, 2)
+        z = residual / diagonal
+        direction, product = z, float(residual @ z)
         for _ in range(12):
-            stretch = np.sum((direction[b] - direction[a]) * unit, axis=1)
-            image = trust[:, None] * direction + scatter((weight * stretch)[:, None] * unit)
-            alpha = product / max(float(np.sum(direction * image)), 1e-30)
+            image = firmness * direction + pull @ (weight * (stretch @ direction))
+            alpha = product / max(float(direction @ image), 1e-30)
             x, residual = x + alpha * direction, residual - alpha * image
-            z = residual / diagonal[:, None]
-            new = float(np.sum(residual * z))
+            z = residual / diagonal
+            new = float(residual @ z)
             if new < 1e-4 * product and new < 1e-8 * n:
                 break
             direction, product = z + (new / product) * direction, new
-        now = now + x
+        now = now + x.reshape(-1, 2)
     return now

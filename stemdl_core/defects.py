@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .analysis import AMBIGUITY, Defect, Defects
 from .coordination import Reading, contacts, coordination, readings, usual, weigh_fourth
 from .geometry import bonds_of, center_of_mass, composition_of, ring_angles
-from .graph import AtomGraph
+from .graph import ALL_ROUND_DEG, AtomGraph, widest_gap_deg
 from .light import light_substitutions
 from .materials import bond_length_pm
 from .mx2 import find_mx2_defects
@@ -21,8 +21,6 @@ from .rings import describe, dopant_faces
 
 #: More foreign atoms than this in one piece are residue on the sheet, not a defect of it.
 LARGEST_CLUSTER = 8
-#: A dopant beside a vacancy has one angle of 150-165 deg between its three bonds, an undisturbed one 120.
-DISTORTED_DEG = 137.0
 
 
 def find_defects(graph: AtomGraph, *, vacancies_px: NDArray[np.float64] | None = None,
@@ -119,13 +117,6 @@ def _region(graph: AtomGraph, group: list[int], holes_nm: NDArray[np.float64] | 
     return _Region(describe(graph, faces).missing, seen)
 
 
-def _widest_deg(graph: AtomGraph, at: int, others: set[int]) -> float:
-    """Widest angle between neighbouring bonds of an atom [deg]: 120 if threefold, 150-165 by a vacancy."""
-    steps = graph.yx_nm[sorted(others)] - graph.yx_nm[at]
-    angle = np.sort(np.degrees(np.arctan2(steps[:, 0], steps[:, 1])))
-    return float(np.max(np.diff(np.append(angle, angle[0] + 360.0))))
-
-
 def _dopant_name(graph: AtomGraph, group: list[int], reading: Reading, region: _Region) -> str:
     """Name of one reading."""
     species = Counter(str(graph.sites.species[i]) for i in group)
@@ -137,11 +128,11 @@ def _dopant_name(graph: AtomGraph, group: list[int], reading: Reading, region: _
         if n == 3:
             # The rings may lack an atom that was merely overlooked: the dopant's own distortion has to agree,
             # or the network has to see the hole.
-            widest = _widest_deg(graph, group[0], hosts)
+            widest = widest_gap_deg(graph.yx_nm[sorted(hosts)] - graph.yx_nm[group[0]])
             if region.missing is None:
-                vacant = widest > DISTORTED_DEG + 10.0 or region.seen_hole
+                vacant = widest > ALL_ROUND_DEG + 10.0 or region.seen_hole
             else:
-                vacant = region.missing >= 1 and (widest > DISTORTED_DEG or region.seen_hole)
+                vacant = region.missing >= 1 and (widest > ALL_ROUND_DEG or region.seen_hole)
             return f"{symbol}-C3+V" if vacant else f"{symbol}-C3"
         return "unknown"
     joined = {i for bond in reading.bonds for i in bond}

@@ -29,13 +29,11 @@ def center_of_mass(graph: AtomGraph, sites: Iterable[int]) -> tuple[float, float
 
 def bonds_of(graph: AtomGraph, pairs: Iterable[tuple[int, int]]) -> tuple[DefectBond, ...]:
     """Bonds with their lengths and uncertainties, sorted."""
-    result = []
-    for a, b in sorted((min(p), max(p)) for p in pairs):
-        length = 1e3 * float(np.hypot(*(graph.yx_nm[a] - graph.yx_nm[b])))
-        result.append(
-            DefectBond(a, b, length, float(np.hypot(graph.sites.sigma_pm[a], graph.sites.sigma_pm[b])))
-        )
-    return tuple(result)
+    ends = np.array(sorted((min(p), max(p)) for p in pairs), dtype=np.int64).reshape(-1, 2)
+    a, b = ends.T
+    length = 1e3 * np.hypot(*(graph.yx_nm[a] - graph.yx_nm[b]).T)
+    sigma = np.hypot(graph.sites.sigma_pm[a], graph.sites.sigma_pm[b])
+    return tuple(DefectBond(*row) for row in zip(a.tolist(), b.tolist(), length.tolist(), sigma.tolist()))
 
 
 def ring_angles(graph: AtomGraph, at_sites: Iterable[int],

@@ -41,6 +41,11 @@ CLOSEST = 0.55
 NOISY = 0.065
 #: Scatter of bond lengths in real, rippled and strained sheets [pm].
 REAL_BOND_SCATTER_PM = 5.0
+#: An atom has bonds on all sides where neighbouring bonds are nowhere farther apart than this [deg]: 120 between three
+#: bonds, 150-165 where a vacancy lies between two of three.
+ALL_ROUND_DEG = 137.0
+#: Nearer to the border than this an atom may have a bond beyond it [host bonds]: silicon's are up to 195 pm long.
+HOST_REACH, FOREIGN_REACH = 1.25, 1.4
 #: Uncertainty of a position [pm] where the site has none.
 DEFAULT_SIGMA_PM = 8.0
 
@@ -52,7 +57,7 @@ class AtomGraph:
     Parameters
     ----------
     sites : Sites
-        As given, with `edge` completed.
+        As given, with `edge` completed; a foreign atom with bonds on all sides has them in view, wherever it lies.
     material : Material
     pixel_size : PixelSize
     shape : (int, int)
@@ -170,11 +175,15 @@ def build_graph(sites: Sites, *, material: Material, pixel_size: PixelSize, shap
             # Too noisy for one atom's distances to be trusted by themselves: let its neighbours have a say.
             smooth = regularised(yx, sigma, pairs, foreign, host)
             pairs = Bonding(smooth, sites, foreign, material, host).pairs()
-    edge = sites.edge | _near_border(sites, pixel_size, shape, 1.25 * host)
-    if mask is not None and len(sites):
-        edge = edge | _near_mask(sites, shape, mask, pixel_size, 1.25 * host)
+    edge = sites.edge.copy()
+    for kind, reach in ((~foreign, HOST_REACH), (foreign, FOREIGN_REACH)):
+        edge |= kind & _near_border(sites, pixel_size, shape, reach * host)
+        if mask is not None and kind.any():
+            edge |= kind & _near_mask(sites, shape, mask, pixel_size, reach * host)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     a, b = pairs[order, 0], pairs[order, 1]
+    if material.kind == "honeycomb":
+        edge = edge & ~surrounded(yx, a, b, np.flatnonzero(edge & foreign))
     length = 1e3 * np.hypot(*(yx[a] - yx[b]).T)
     bonds = Bonds(a, b, length, np.hypot(sites.sigma_pm[a], sites.sigma_pm[b]))
     faces = find_faces(smooth, a, b)
@@ -234,6 +243,36 @@ def merge_twins(sites: Sites, yx_nm: NDArray[np.float64], nearest_nm: float) -> 
         spread = 0.5e3 * float(np.max(np.hypot(*(yx_nm[members] - yx_nm[members].mean(axis=0)).T)))
         sigma[best] = np.fmax(sigma[best], spread)
     return sites.replace(y_px=y, x_px=x, intensity=intensity, sigma_pm=sigma).select(keep)
+
+
+def surrounded(yx_nm: NDArray[np.float64], a: NDArray[np.int64], b: NDArray[np.int64],
+               candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Atoms with a bond in every direction: whatever lies beyond their neighbours, they have no room for another bond.
+
+    Parameters
+    ----------
+    yx_nm : (N, 2) float64
+        Positions [nm].
+    a, b : (B,) int64
+        Bonds.
+    candidates : (K,) int64
+        The atoms to look at.
+
+    Returns
+    -------
+    (N,) bool
+    """
+    result = np.zeros(len(yx_nm), dtype=bool)
+    for k in candidates.tolist():
+        others = np.concatenate([b[a == k], a[b == k]])
+        result[k] = len(others) >= 3 and widest_gap_deg(yx_nm[others] - yx_nm[k]) < ALL_ROUND_DEG
+    return result
+
+
+def widest_gap_deg(steps: NDArray[np.float64]) -> float:
+    """Widest angle between neighbouring ones of some directions (K, 2) [deg]: 120 if threefold and undisturbed."""
+    angle = np.sort(np.degrees(np.arctan2(steps[:, 0], steps[:, 1])))
+    return float(np.max(np.diff(np.append(angle, angle[0] + 360.0))))
 
 
 def honest_sigma(sites: Sites, yx_nm: NDArray[np.float64], bonds: NDArray[np.int64]) -> Sites:

@@ -244,10 +244,33 @@ def test_silicon_at_the_border_is_no_defect_by_itself(rng):
     specimen = add_defect(graphene(fov_nm=3.0), "Si-C3", (1.5, 1.5), rng=rng)
     sites, shape = observed(specimen, rng)
     silicon = int(np.flatnonzero(sites.species == "Si")[0])
-    cut = sites.y_px > sites.y_px[silicon] - 10
+    cut = sites.y_px > sites.y_px[silicon] - 5
     part = sites.select(cut)
     part = part.replace(y_px=part.y_px - part.y_px.min())
     assert names_of(part, shape) == []
+
+
+@pytest.mark.parametrize("kind", ["Si-C3", "Si-C4"])
+def test_silicon_with_bonds_on_all_sides_is_named_right_at_the_border(kind, rng):
+    for turn in (0.0, 11.0, 24.0):
+        specimen = add_defect(graphene(fov_nm=3.0, rotation_deg=turn), kind, (1.5, 1.5), rng=rng)
+        sites, shape = observed(specimen, rng)
+        (whole,) = find_defects(graph_of(sites, shape))
+        silicon, *bonded = whole.site_ids
+        # The image begins just above the silicon's own carbon atoms: all are there, and no ring around it is complete.
+        top = sites.y_px[bonded].min() - 0.1
+        part = sites.select(sites.y_px >= top)
+        part = part.replace(y_px=part.y_px - top - 0.5)
+        graph = graph_of(part, shape)
+        (found,) = find_defects(graph)
+        assert (found.name, dict(found.composition)) == (kind, dict(whole.composition))
+        assert graph.sites.edge[list(found.site_ids)].tolist()[0] is False
+        assert graph.sites.edge[list(found.site_ids)].any()
+        # Without the outermost of them, what lies beyond the border cannot be told.
+        cut = part.select(np.arange(len(part)) != np.argmin(part.y_px))
+        graph = graph_of(cut, shape)
+        assert graph.sites.edge[graph.foreign].all()
+        assert [d.name for d in find_defects(graph) if "Si" in d.composition] == []
 
 
 def test_an_odd_ring_at_the_border_takes_no_name_from_the_defect_beside_it(rng):

@@ -94,3 +94,19 @@ def test_a_step_explains_what_can_be_and_covariances_are_those_of_the_whole_matr
     ratio = np.sqrt(np.einsum("naa->na", own)) / exact
     assert np.abs(np.median(ratio, axis=0) - 1).max() < 0.01
     assert np.abs(ratio - 1).max() < 0.1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_columns_that_hardly_any_pixel_tells_of_leave_no_nonsense(seed):
+    shape, rng = SHAPES[1], np.random.default_rng(seed)
+    y, x = rng.uniform(20, 50, (2, 30))
+    patches = Patches(y, x, shape, REACH, SIZE[1])
+    background = Background(SIZE, PAD, 20.0)
+    weight = np.zeros(SIZE, np.float32)
+    # One pixel each, as far from the column as its patch reaches: hardly any slope the other way.
+    for k in range(len(y)):
+        weight[int(patches.middle_y[k]), int(patches.middle_x[k] + REACH)] = 1e-3
+    normal = Normal(patches, y, x, np.full(30, 0.2), weight, np.zeros(SIZE, np.float32), background,
+                    1e-3 * background.stiffness(), np.full((30, 3), 0.01))
+    assert np.isfinite(normal.couplings.matrix(normal._own, normal._together).toarray()).all()
+    assert (np.abs(normal.couplings._correlations) <= 1).all()

@@ -45,6 +45,8 @@ class Couplings:
         i, j = pairs[np.argsort(pairs[:, 0], kind="stable")].T
         blocks = _overlap(patches, weighted, i, j)
         blocks /= scale[i][:, :, None] * scale[j][:, None, :] + 1e-300
+        # No correlation is larger; what is, is a quotient of rounding errors.
+        np.clip(blocks, -1.0, 1.0, out=blocks)
         # Both directions, in the order of the first column of each pair.
         order = np.argsort(np.concatenate([i, j]), kind="stable")
         self.first, self.second = np.concatenate([i, j])[order], np.concatenate([j, i])[order]

@@ -101,7 +101,8 @@ class Normal:
         shared[:, 0, 0] += np.maximum(self._together, 0)
         self._answer = np.matmul(inverse(shared), self.border)
         self._border, self._lift = self._sparse(self.border), self._sparse(self._answer)
-        root = np.sqrt(np.einsum("naa->na", self.diagonal))
+        # A column of hardly any height leaves the rounding errors of its moments, of either sign.
+        root = np.sqrt(np.maximum(np.einsum("naa->na", self.diagonal), 0.0))
         self.couplings = couplings or Couplings(patches, weighted, y, x, root / scale.T)
         self.couplings.set_scale(root)
 
