@@ -266,10 +266,16 @@ def _analyze(frame: Frame, model: Model, dopant: str | None, material: str | Mat
         graph, holes, mask = bonded(Sites.empty()), holes[:0], np.ones_like(mask)
     elif host.kind == "honeycomb" and found.refined is not None and found.mended is not None:
         image, valid = found.mended.image, found.mended.valid
-        revision = reconsider(image, valid, graph, found.refined, vacancies_px=holes)
-        if revision.changed:
-            graph = bonded(revised(image, valid, graph, revision, imaging=found.refined.imaging))
-        holes, weighed = np.concatenate([holes, revision.holes_px]), revision.weighed
+        weighed, near = np.zeros((0, 5)), None
+        for _ in range(2):
+            revision = reconsider(image, valid, graph, found.refined, vacancies_px=holes, near_nm=near)
+            if revision.changed:
+                graph = bonded(revised(image, valid, graph, revision, imaging=found.refined.imaging))
+            holes, weighed = np.concatenate([holes, revision.holes_px]), np.concatenate([weighed, revision.weighed])
+            # Once more where something had to wait until its surroundings were settled.
+            near = revision.postponed_nm
+            if not (revision.changed and len(near)):
+                break
     defects = find_defects(graph, vacancies_px=holes, weighed=weighed)
     fraction = float(mask.mean())
     if verdict.believable and fraction >= 0.005:

@@ -38,6 +38,10 @@ DOPANTS_OWN = 2.3
 CLOSEST_TO_DOPANT = 1.05
 #: Nearer than so many bonds few are found, and what taking one of them away gains is taken to be this at least.
 SQUEEZED, UNFORESEEN = 0.97, 3.0
+#: The same of faint ones: as far as silicon's bonds reach.
+CLOSEST_FAINT = 1.4
+#: A host column fainter than this part of its neighbours and by so many standard deviations is looked at again.
+FAINT, FAINT_Z = 0.62, 2.0
 #: By how much a changed arrangement has to be more probable than the found one.
 DECISIVE = 1.5
 #: Changes that are expected to lose more than this are not looked into; of the likeliest only so many are, and only
@@ -127,6 +131,9 @@ class Search:
         known = self.start.origin >= 0
         usual = known & ~self.start.dopant & (away[self._near] < 1.0)
         usual[known] &= graph.degree[self.start.origin[known]] == 3
+        # Whose height in the frame's fit, which leaves it free, is not that of an atom.
+        intensity, sigma = graph.sites.intensity, graph.sites.intensity_sigma
+        self.faint = np.flatnonzero((intensity < FAINT) & (intensity + FAINT_Z * np.hypot(sigma, 0.08) < 1.0))
         typical = self.start.height[usual]
         self.unit = float(np.median(typical if len(typical) >= 6 else sheet.height[~sheet.dopant]))
 
@@ -317,7 +324,8 @@ class Search:
             for group in (mine[:, None], *self._neighbours(atoms, mine)):
                 gain = patch.promise(now, -there[group].sum(1), group) + self._odd_height(atoms.height[group]).sum(1)
                 if group.shape[1] == 1:
-                    # Too near to a dopant to be there: what is left then moves farther than can be foreseen.
+                    # Too near to a dopant to be there, or half of its foot: what is left then moves farther than can
+                    # be foreseen.
                     gain = np.where(self._squeezed(atoms, mine), np.maximum(gain, UNFORESEEN), gain)
                 best = np.argsort(-gain)[:LIKELIEST]
                 found += [(float(gain[k]), atoms.without(group[k].tolist())) for k in best]
@@ -343,10 +351,12 @@ class Search:
         return [option for option in found if option[0] > found[0][0] - NEAR_BEST]
 
     def _squeezed(self, atoms: Arrangement, mine: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which atoms are nearer to a dopant than carbon usually is."""
+        """Which atoms are nearer to a dopant than carbon usually is, or beside one and as faint as none."""
         if not atoms.dopant.any():
             return np.zeros(len(mine), dtype=bool)
-        return np.asarray(cKDTree(atoms.yx_nm[atoms.dopant]).query(atoms.yx_nm[mine])[0] < SQUEEZED * self.host)
+        away = cKDTree(atoms.yx_nm[atoms.dopant]).query(atoms.yx_nm[mine])[0] / self.host
+        faint = np.isin(atoms.origin[mine], self.faint)
+        return np.asarray((away < SQUEEZED) | (faint & (away < CLOSEST_FAINT)))
 
     def _neighbours(self, atoms: Arrangement, mine: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Groups of atoms that may be missing together: pairs, an atom with two of its neighbours, and with all three.

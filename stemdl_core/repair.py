@@ -17,15 +17,13 @@ from scipy.spatial import cKDTree
 
 from .arrangement import Array, Counts, Fitted
 from .graph import AtomGraph
-from .rearrange import MARGIN_NM, Place, Search, as_found
+from .rearrange import FAINT, FAINT_Z, MARGIN_NM, Place, Search, as_found
 from .refine import Imaging, Refined, refine_sites
 from .rings import group_faces
 from .sites import Sites
 
 #: Arrangements fitted in one frame at most: bounds the time of a frame full of defects.
 MOST_FITS = 150
-#: A host column fainter than this part of its neighbours and by so many standard deviations is looked at again.
-FAINT, FAINT_Z = 0.62, 2.0
 #: So are columns whose error of position is so many times the usual one, or which the network is not sure of.
 DOUBTFUL, UNSURE = 1.5, 0.7
 #: Residual variance over the expected one beyond which nothing is decided, as noise is shared between pixels; unless it
@@ -72,6 +70,7 @@ class Revision:
     added_score: Array
     holes_px: Array
     weighed: Array = field(default_factory=lambda: np.zeros((0, 5)))
+    postponed_nm: Array = field(default_factory=lambda: np.zeros((0, 2)))
 
     @property
     def changed(self) -> bool:
@@ -80,7 +79,7 @@ class Revision:
 
 
 def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: AtomGraph, refined: Refined, *,
-               vacancies_px: NDArray[np.float64]) -> Revision:
+               vacancies_px: NDArray[np.float64], near_nm: Array | None = None) -> Revision:
     """Look again where the sites and the counts, or the sites and the lattice, disagree.
 
     Parameters
@@ -95,6 +94,8 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
         The joint fit of the frame (of at least these sites).
     vacancies_px : (K, 2) float64
         Where the network sees missing atoms [px].
+    near_nm : (P, 2) float64, optional
+        Look only near these places (y, x) [nm].
     """
     n = len(graph.sites)
     keep, none = np.ones(n, dtype=bool), np.zeros((0, 2))
@@ -114,6 +115,7 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
     weighed: list[tuple[float, ...]] = []
     holes: list[Array] = []
     put: list[tuple[Array, float]] = []
+    postponed: list[Array] = []
     fits = 0
 
     def search_at(place: Place) -> tuple[Search, Fitted | None]:
@@ -126,6 +128,9 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
     for place in _places(graph, graph.pixel_size.to_nm(vacancies_px).reshape(-1, 2), graph.yx_nm[crowding < CLOSE]):
         if any(math.dist(place.center, c.center) < place.radius + c.radius + MARGIN_NM for c in altered):
             # What is about to change here is judged by what was found before: not twice.
+            postponed.append(place.center)
+            continue
+        if near_nm is not None and not (np.hypot(*(near_nm - place.center).T) < CORE_NM).any():
             continue
         if fits >= MOST_FITS:
             break
@@ -135,7 +140,8 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
             wide, larger = search_at(Place(place.center, place.radius + WIDER_NM))
             if larger is not None and not wide.mended:
                 search, found = wide, larger
-        elif search.rearranged and found is not None and (whole := search.around(found)) is not None:
+        elif (search.rearranged and found is not None and (whole := search.around(found)) is not None
+              and _within(graph, whole.center)):
             # Part of what is odd now is out of reach.
             before, sheet = sheet, search.applied(found)
             wide, larger = search_at(whole)
@@ -161,7 +167,7 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
         score[cKDTree(new).query(yx)[1]] = certainty
     to_px = graph.pixel_size.to_px
     return Revision(~gone, to_px(new).reshape(-1, 2), score, to_px(np.array(holes)).reshape(-1, 2) if holes else none,
-                    np.array(weighed, dtype=np.float64).reshape(-1, 5))
+                    np.array(weighed, dtype=np.float64).reshape(-1, 5), np.array(postponed).reshape(-1, 2))
 
 
 def _heights(graph: AtomGraph, refined: Refined) -> Array | None:
@@ -216,16 +222,19 @@ def _places(graph: AtomGraph, holes: Array, crowded: Array) -> list[Place]:
     places += [Place(yx[i], CORE_NM) for i in strange]
     places += [Place(at, CORE_NM) for at in holes]
     chosen: list[Place] = []
-    # Atoms at the border make no defect.
-    border = BORDER_NM / graph.pixel_size.nm
-    limit = np.array(graph.shape) - 1 - border
     for place in places:
-        px = graph.pixel_size.to_px(place.center)
-        if (px < border).any() or (px > limit).any():
-            continue
-        if all(math.dist(place.center, other.center) > max(0.12, other.radius - 0.08) for other in chosen):
+        # Atoms at the border make no defect.
+        if _within(graph, place.center) and all(
+                math.dist(place.center, other.center) > max(0.12, other.radius - 0.08) for other in chosen):
             chosen.append(place)
     return chosen[:MOST_PLACES]
+
+
+def _within(graph: AtomGraph, center_nm: Array) -> bool:
+    """Whether a place is far enough from the border to be looked at."""
+    border = BORDER_NM / graph.pixel_size.nm
+    px = graph.pixel_size.to_px(center_nm)
+    return bool((px >= border).all() and (px <= np.array(graph.shape) - 1 - border).all())
 
 
 def _windows(altered: Array, reach: float,
