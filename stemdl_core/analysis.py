@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from .calibration import PixelSize
 from .sites import Sites
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 #: Two readings whose probability is within this factor are both listed.
 AMBIGUITY = 3.0
@@ -221,6 +224,22 @@ class FrameAnalysis:
     mask: NDArray[np.bool_] | None = None
     warnings: tuple[str, ...] = ()
     alloy: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def host_species(self) -> tuple[str, ...]:
+        """Species of the host material; the commonest one where the material is not known by name."""
+        from .materials import MATERIALS
+
+        if self.material in MATERIALS:
+            return MATERIALS[self.material].species
+        names, counts = np.unique(self.sites.species, return_counts=True)
+        return (str(names[np.argmax(counts)]),) if len(names) else ()
+
+    def to_networkx(self) -> nx.Graph:
+        """Atoms, bonds and vacancies as a networkx graph, see `stemdl_core.bond_network.bond_network`."""
+        from .bond_network import bond_network
+
+        return bond_network(self)
 
     def to_dict(self, *, with_frame: bool = False) -> dict[str, Any]:
         """The analysis as written to ``analysis.json`` (schema 1)."""

@@ -146,6 +146,7 @@ def _annotate(commands: Any) -> None:
     parser.add_argument(
         "--cutouts", action="store_true", help="also POSCAR and CIF of each defect with its surroundings"
     )
+    parser.add_argument("--graph", action="store_true", help="also graph.graphml: atoms, bonds and vacancies")
 
 
 def _track(commands: Any) -> None:

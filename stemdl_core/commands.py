@@ -89,6 +89,7 @@ def annotate_frame(
             report=getattr(args, "report", False),
             hdf5=getattr(args, "hdf5", False),
             cutouts=getattr(args, "cutouts", False),
+            graph=getattr(args, "graph", False),
         ):
             if part in ("tables", "overlay.png"):
                 bar.update()

@@ -26,6 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from .analysis import Bonds
+from .bond_network import atoms_and_bonds
 from .bonding import Bonding, mx2_pairs, regularised
 from .calibration import PixelSize
 from .columns import Columns, classify_columns
@@ -114,19 +115,8 @@ class AtomGraph:
 
     @cached_property
     def network(self) -> nx.Graph:
-        """The same as a networkx graph: nodes with species, position and role; bonds with length [pm]."""
-        graph = nx.Graph()
-        touching = np.zeros(len(self.sites), dtype=bool)
-        odd = self.foreign[self.bonds.a] | self.foreign[self.bonds.b]
-        touching[self.bonds.a[odd]] = touching[self.bonds.b[odd]] = True
-        for i in range(len(self.sites)):
-            role = "dopant" if self.foreign[i] else "edge" if touching[i] else "bulk"
-            graph.add_node(i, species=str(self.sites.species[i]), y_nm=float(self.yx_nm[i, 0]),
-                           x_nm=float(self.yx_nm[i, 1]), role=role, border=bool(self.sites.edge[i]))
-        for a, b, d, s in zip(self.bonds.a.tolist(), self.bonds.b.tolist(), self.bonds.length_pm.tolist(),
-                              self.bonds.sigma_pm.tolist()):
-            graph.add_edge(a, b, length_pm=d, sigma_pm=s)
-        return graph
+        """The same as a networkx graph, see `atoms_and_bonds`."""
+        return atoms_and_bonds(self.sites, self.bonds, yx_nm=self.yx_nm, foreign=self.foreign)
 
 
 def build_graph(sites: Sites, *, material: Material, pixel_size: PixelSize, shape: tuple[int, int],

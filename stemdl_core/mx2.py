@@ -160,16 +160,3 @@ def alloy_fractions(graph: AtomGraph) -> Mapping[str, tuple[float, float]]:
         doubt = float(np.sum(p * (1.0 - p))) / total**2
         result[symbol] = (x, math.sqrt(max(x * (1.0 - x), 0.25 / total) / total + doubt))
     return result
-
-
-def local_composition(graph: AtomGraph, symbol: str, *, radius_nm: float = 1.0) -> NDArray[np.float64]:
-    """(N,) fraction of an element among the metal sites within a radius of every site."""
-    columns = graph.columns
-    if columns is None:
-        return np.full(len(graph.sites), np.nan)
-    metal = np.flatnonzero(columns.metal)
-    if len(metal) == 0:
-        return np.full(len(graph.sites), np.nan)
-    near = cKDTree(graph.yx_nm[metal]).query_ball_point(graph.yx_nm, radius_nm)
-    foreign = (columns.species[metal] == symbol).astype(float)
-    return np.array([foreign[k].mean() if len(k) else np.nan for k in near])

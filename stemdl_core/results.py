@@ -14,6 +14,7 @@ from .analysis import FrameAnalysis
 from .cutout import defect_cutout, write_cutout
 from .figures import (
     animation_frames,
+    composition_map,
     defect_graph,
     event_strips,
     overlay,
@@ -28,12 +29,12 @@ from .linking import TrackSettings
 from .movies import Journal, follow_movie
 from .statistics import statistics
 from .trajectories import Tracks
-from .writers import result_folder, strict_json, write_csv, write_hdf5, write_tables
+from .writers import result_folder, strict_json, write_csv, write_graph, write_hdf5, write_tables
 
 
 def write_frame_results(
     folder: Path, analysis: FrameAnalysis, frame: Frame, *, report: bool = False, hdf5: bool = False,
-    cutouts: bool = False,
+    cutouts: bool = False, graph: bool = False,
 ) -> Iterator[str]:
     """Write the files of one frame into an existing folder, yielding the name of each part when it is done.
 
@@ -44,19 +45,27 @@ def write_frame_results(
     analysis, frame
         What was found, and in which image.
     report : bool
-        Also one figure a defect, ``defect-<id>-<name>.png``.
+        Also one figure a defect, ``defect-<id>-<name>.png``, and of alloys ``composition-<element>.png``.
     hdf5 : bool
         Also ``analysis.h5``.
     cutouts : bool
         Also each defect with its surroundings, ``defect-<id>-<name>.vasp`` (POSCAR) and ``.cif``.
+    graph : bool
+        Also ``graph.graphml``, atoms, bonds and vacancies.
     """
     write_tables(folder, analysis)
     yield "tables"
     if hdf5:
         write_hdf5(folder / "analysis.h5", analysis, frame)
         yield "analysis.h5"
+    if graph:
+        write_graph(folder / "graph.graphml", analysis)
+        yield "graph.graphml"
     save_figure(overlay(frame, analysis), folder / "overlay.png")
     yield "overlay.png"
+    for element in analysis.alloy if report else ():
+        save_figure(composition_map(frame, analysis, element), folder / f"composition-{element}.png")
+        yield f"composition-{element}.png"
     for defect in analysis.defects if report else ():
         name = f"defect-{defect.id}-{file_part(defect.name)}.png"
         save_figure(defect_graph(frame, analysis, defect), folder / name)

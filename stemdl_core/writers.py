@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .alloy import local_composition
 from .analysis import FrameAnalysis
 from .errors import StemdlError
 from .frames import Frame
@@ -154,11 +155,17 @@ def write_csv(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
 
 
 def sites_table(analysis: FrameAnalysis) -> pd.DataFrame:
-    """``sites.csv``: one row a site, with its position in the image also in nm."""
+    """``sites.csv``: one row a site, with its position in the image also in nm.
+
+    Of alloys also ``local_<element>`` and ``local_<element>_sigma``: x of each foreign metal within 1 nm of the site.
+    """
     table = analysis.sites.to_dataframe()
     yx_nm = analysis.pixel_size.to_nm(analysis.sites.yx_px)
     table.insert(3, "y_nm", yx_nm[:, 0])
     table.insert(4, "x_nm", yx_nm[:, 1])
+    for element in analysis.alloy:
+        local = local_composition(analysis, element)
+        table[f"local_{element}"], table[f"local_{element}_sigma"] = local.fraction, local.sigma
     return table
 
 
@@ -209,6 +216,13 @@ def write_xyz(path: str | os.PathLike[str], analysis: FrameAnalysis) -> None:
     Path(path).write_text(text.getvalue(), encoding="utf-8")
 
 
+def write_graph(path: str | os.PathLike[str], analysis: FrameAnalysis) -> None:
+    """``graph.graphml``: atoms, bonds and vacancies, as networkx, Gephi and Cytoscape read them."""
+    import networkx as nx
+
+    nx.write_graphml(analysis.to_networkx(), path)
+
+
 def write_tables(folder: str | os.PathLike[str], analysis: FrameAnalysis) -> None:
     """``analysis.json``, ``sites.csv``, ``defects.csv`` and ``structure.xyz`` of one frame."""
     folder = Path(folder)
@@ -221,8 +235,8 @@ def write_tables(folder: str | os.PathLike[str], analysis: FrameAnalysis) -> Non
 def write_hdf5(path: str | os.PathLike[str], analysis: FrameAnalysis, frame: Frame | None = None) -> None:
     """Image, tables and mask in one HDF5 file, which `read_frame` also reads as an image.
 
-    ``/image`` with attribute ``pixel_size_nm``; ``/sites/<column>`` and ``/bonds/<column>``; ``/mask``; the
-    whole of ``analysis.json`` in attribute ``analysis`` of the root.
+    ``/image`` with attribute ``pixel_size_nm``; ``/sites/<column>``, ``/bonds/<column>`` and ``/defects/<column>``;
+    ``/mask``; the whole of ``analysis.json`` in attribute ``analysis`` of the root.
     """
     import h5py
 
@@ -232,12 +246,14 @@ def write_hdf5(path: str | os.PathLike[str], analysis: FrameAnalysis, frame: Fra
         if frame is not None:
             image = file.create_dataset("image", data=frame.image, compression="gzip", shuffle=True)
             image.attrs["pixel_size_nm"] = analysis.pixel_size.nm
-        for name, table in (("sites", sites_table(analysis)), ("bonds", analysis.bonds.to_dataframe())):
+        tables = {"sites": sites_table(analysis), "bonds": analysis.bonds.to_dataframe(),
+                  "defects": analysis.defects.to_dataframe()}
+        for name, table in tables.items():
             group = file.create_group(name)
             for column in table.columns:
                 values = table[column].to_numpy()
-                if values.dtype == object:
-                    values = np.array(values, dtype="S4")
-                group.create_dataset(column, data=values)
+                text = values.dtype.kind not in "biuf"
+                group.create_dataset(column, data=values.astype(object) if text else values,
+                                     dtype=h5py.string_dtype() if text else values.dtype)
         if analysis.mask is not None:
             file.create_dataset("mask", data=analysis.mask, compression="gzip")

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 
 from stemdl_core.analysis import Bonds, Defect, DefectAngle, DefectBond, Defects, FrameAnalysis
 from stemdl_core.calibration import PixelSize
 from stemdl_core.figures import canvas, defect_graph, overlay, save_figure
-from stemdl_core.figures.overlay import _around
+from stemdl_core.figures.overlay import _KIND_COLORS, _SMALL_RING_NM, LABELLED_MOST, _around
 from stemdl_core.frames import Frame
 from stemdl_core.sites import Sites
 
@@ -174,6 +175,32 @@ def test_names_stand_beside_the_image_and_apart():
     for side in (True, False):
         rows = sorted((y0, y1) for is_left, y0, y1 in names if is_left is side)
         assert all(above[1] <= below[0] + 1 for above, below in itertools.pairwise(rows))
+
+
+def test_too_many_names_to_read_become_colours():
+    """Every ring is about its defect in the colour of its kind, and each kind stands once beside the image."""
+    shape = (400, 400)
+    parts = [silicon(i, (30.0 + 50 * (i // 7), 30.0 + 50 * (i % 7))) for i in range(LABELLED_MOST + 6)]
+    defects = [dataclasses.replace(d, name="Si-C3" if i % 3 else "Si-C4", probability=0.99 if i % 3 else 0.6)
+               for i, (_, d) in enumerate(parts)]
+    analysis = analysis_of(np.concatenate([p for p, _ in parts]), ["Si", "C", "C", "C"] * len(parts), shape=shape,
+                           defects=defects)
+    figure = overlay(Frame(np.eye(*shape, dtype=np.float32), PixelSize(0.02)), analysis)
+    texts = [t.get_text() for axes in figure.axes for t in axes.texts]
+    kinds = [t for t in texts if "Si-C" in t and "·" not in t]
+    assert kinds == ["Si-C3  × 28", "Si-C4  × 14  (60 %)"]
+    left, top, width, _ = image_box(figure)
+    picture, zoom = pixels(figure), width / shape[1]
+    ring = _SMALL_RING_NM / 0.02 * zoom
+    turn = np.linspace(0, 2 * np.pi, 200)
+    for defect in defects:
+        y, x = (np.array(defect.center_px) + 0.5) * zoom + (top, left)
+        around = picture[np.round(y + ring * np.sin(turn)).astype(int), np.round(x + ring * np.cos(turn)).astype(int)]
+        # Thin lines are mixed with the black around them: the hue tells.
+        own, other = (np.array(to_rgb(c)) for c in _KIND_COLORS[:2][:: 1 if defect.name == "Si-C3" else -1])
+        alike = [np.median(around @ c / np.linalg.norm(around, axis=1) / np.linalg.norm(c)) for c in (own, other)]
+        assert alike[0] > max(0.98, alike[1] + 0.05)
+    assert picture.shape[1] - (left + width) < 0.4 * width
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=30), st.floats(0.1, 8))

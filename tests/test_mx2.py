@@ -16,7 +16,7 @@ from stemdl_core.detectors import all_detectors
 from stemdl_core.graph import AtomGraph, build_graph
 from stemdl_core.materials import get_material
 from stemdl_core.mixture import fit_mixture
-from stemdl_core.mx2 import alloy_fractions, local_composition
+from stemdl_core.mx2 import alloy_fractions
 from stemdl_core.refine import refine_sites
 from stemdl_core.simulate.imaging import Probe, Scan, render
 from stemdl_core.simulate.structures import add_defect, mx2, random_specimen
@@ -130,20 +130,6 @@ def test_random_alloys_with_a_named_dopant():
     assert hits > 100
     assert hits / (hits + missed) >= 0.97
     assert hits / (hits + false) >= 0.97
-
-
-def test_local_composition_sees_a_cluster(rng):
-    specimen = mx2(material="MoSe2", fov_nm=6.0)
-    numbers = specimen.atoms.numbers
-    near = np.hypot(*(specimen.yx_nm - 3.0).T) < 0.8
-    numbers[near & (numbers == 42)] = 74
-    specimen.atoms.numbers = numbers
-    sites, shape = observed(specimen, rng, intensity_noise=0.05)
-    graph = graph_of(sites, shape, "MoSe2")
-    fraction = local_composition(graph, "W", radius_nm=0.6)
-    middle = np.hypot(*((sites.yx_px + 0.5) * PIXEL_NM - 3.0).T)
-    assert fraction[middle < 0.2].min() == 1.0
-    assert fraction[middle > 1.6].max() == 0.0
 
 
 def lattice(side_nm: float, angle: float = 0.0, mirror: bool = False) -> tuple[np.ndarray, np.ndarray]:

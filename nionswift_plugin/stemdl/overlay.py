@@ -137,7 +137,7 @@ def render(image: numpy.ndarray, analysis: FrameAnalysis, style: Style) -> numpy
                 members = (numpy.asarray(defect.center_px, dtype=float)[None] + 0.5) * zoom - 0.5
             canvas.outline(members, 0.72 * bond, 0.75 * width, _defect_rgb(defect.name))
     if style.atoms:
-        host = set(_host_species(analysis))
+        host = set(analysis.host_species)
         for species in sorted(set(sites.species.tolist()), key=lambda s: s not in host):
             which = shown & (sites.species == species)
             radius = min(max((0.15 if species in host else 0.23) * bond, 1.2), 11.0)
@@ -171,13 +171,6 @@ def _label(
 
 def _defect_rgb(name: str) -> tuple[int, int, int]:
     return _UNKNOWN_RGB if name == "unknown" else _DEFECT_RGB
-
-
-def _host_species(analysis: FrameAnalysis) -> tuple[str, ...]:
-    from stemdl_core.materials import MATERIALS
-
-    material = MATERIALS.get(analysis.material)
-    return material.species if material else ()
 
 
 def _bond_length(analysis: FrameAnalysis) -> float:

@@ -1,6 +1,7 @@
 """Pictures of results; the only place where matplotlib is imported, and without its global state."""
 
 from .canvas import save_figure
+from .composition import composition_map
 from .defect import defect_graph
 from .movie import animation_frames, save_animation, track_picture
 from .overlay import overlay
@@ -10,6 +11,7 @@ from .timeline import timeline
 
 __all__ = [
     "animation_frames",
+    "composition_map",
     "defect_graph",
     "event_strips",
     "overlay",

@@ -92,19 +92,9 @@ def text_width(figure: Figure, text: str, size_px: float, *, weight: str = "norm
     return float(width)
 
 
-def host_species(analysis: FrameAnalysis) -> tuple[str, ...]:
-    """Species of the host material; the commonest one where the material is not known by name."""
-    from ..materials import MATERIALS
-
-    if analysis.material in MATERIALS:
-        return MATERIALS[analysis.material].species
-    names, counts = np.unique(analysis.sites.species, return_counts=True)
-    return (str(names[np.argmax(counts)]),) if len(names) else ()
-
-
 def species_colors(analysis: FrameAnalysis) -> dict[str, str]:
     """A colour for each species of the host and of the frame, the same in every figure of it."""
-    host = host_species(analysis)
+    host = analysis.host_species
     colors = {name: _HOST[i % 2] for i, name in enumerate(host)}
     for name in sorted(set(analysis.sites.species.tolist()) - set(host)):
         fixed = _FIXED.get(name)
@@ -123,7 +113,7 @@ def show_image(axes: Axes, frame: Frame, analysis: FrameAnalysis) -> None:
     height, width = image.shape
     quiet = np.ones(image.shape, bool)
     radius = 0.12 / analysis.pixel_size.nm
-    host = host_species(analysis)
+    host = analysis.host_species
     bright = ~np.isin(analysis.sites.species, host)
     for y, x in analysis.sites.yx_px[bright]:
         y0, y1 = max(int(y - radius), 0), min(int(y + radius) + 2, height)
@@ -156,7 +146,7 @@ def draw_bonds(axes: Axes, analysis: FrameAnalysis, *, width_px: float, alpha: f
     """Bonds as lines in the colour of the host, those of foreign atoms in theirs."""
     if not len(analysis.bonds):
         return
-    colors, host = species_colors(analysis), host_species(analysis)
+    colors, host = species_colors(analysis), analysis.host_species
     xy = analysis.sites.yx_px[:, ::-1]
     a, b = analysis.bonds.a, analysis.bonds.b
     species = analysis.sites.species
@@ -181,7 +171,7 @@ def draw_bonds(axes: Axes, analysis: FrameAnalysis, *, width_px: float, alpha: f
 
 def draw_sites(axes: Axes, analysis: FrameAnalysis, *, ring_px: float, scale: float = 1.0) -> None:
     """Host atoms as dots, foreign atoms as large vivid rings with a dot; atoms at the border are paler."""
-    colors, host = species_colors(analysis), host_species(analysis)
+    colors, host = species_colors(analysis), analysis.host_species
     for name, color in colors.items():
         chosen = analysis.sites.species == name
         foreign = name not in host

@@ -25,6 +25,11 @@ _OUTLINE_NM = 0.075
 #: boundary is long and narrow.
 _WIDEST_RING_NM, _AROUND_NM = 0.6, 0.14
 _DEFECT_COLOR = "#ffffff"
+#: More defects than this are told apart by colour: so many lines to so many names would hide the image.
+LABELLED_MOST = 36
+#: Then compact ones get a ring around their middle only, so wide [nm]; and kinds get these colours, commonest first.
+_SMALL_RING_NM = 0.10
+_KIND_COLORS = ("#ff6a13", "#d55ec2", "#00c389", "#f0e442", "#ff2d55", "#ffffff", "#9ad13c", "#b39ddb")
 _MASK_RGBA = (1.0, 0.55, 0.0, 0.22)
 
 
@@ -53,11 +58,14 @@ def overlay(frame: Frame, analysis: FrameAnalysis) -> Figure:
     image_width, image_height = max(round(width * zoom), 1), max(round(height * zoom), 1)
     text = 15.0 * max(1.0, max(image_width, image_height) / 1400) ** 0.7
 
-    left, right = _sides(analysis, width)
-    host = canvas.host_species(analysis)
+    kinds = _kind_colors(analysis) if len(analysis.defects) > LABELLED_MOST else {}
+    left, right = ([], []) if kinds else _sides(analysis, width)
+    host = analysis.host_species
     probe = Figure(dpi=canvas.DPI)
     canvas.FigureCanvasAgg(probe)
     margins = [_label_width(probe, side, host, text) + 3.2 * text if side else text for side in (left, right)]
+    if kinds:
+        margins[1] = 4.0 * text + max(canvas.text_width(probe, line, text, weight="bold") for line in kinds)
     top = 2.4 * text
     footer = _footer_lines(analysis)
     bottom = (3.2 + 1.35 * len(footer)) * text
@@ -82,6 +90,8 @@ def overlay(frame: Frame, analysis: FrameAnalysis) -> Figure:
     scale = (image_width / width, image_height / height)
     for side, defects in (("left", left), ("right", right)):
         _draw_labels(page, analysis, defects, side, origin, (image_width, image_height), scale, text)
+    if kinds:
+        _draw_kinds(page, analysis, kinds, origin, image_width, scale, text)
     _draw_frame_texts(figure, page, analysis, origin, (image_width, image_height), scale, text, footer)
     return figure
 
@@ -95,6 +105,33 @@ def _sides(analysis: FrameAnalysis, width: int) -> tuple[list[Defect], list[Defe
         sorted(by_x[:n_left], key=lambda d: d.center_px[0]),
         sorted(by_x[n_left:], key=lambda d: d.center_px[0]),
     )
+
+
+def _kind_colors(analysis: FrameAnalysis) -> dict[str, tuple[str, str]]:
+    """For each kind of defect, commonest first: its line of the legend, its name and its colour."""
+    kinds = Counter(d.name for d in analysis.defects).most_common()
+    result = {}
+    for k, (name, count) in enumerate(kinds):
+        chance = float(np.median([d.probability for d in analysis.defects if d.name == name]))
+        line = f"{name}  × {count}" + ("" if chance > 0.9 else f"  ({100 * chance:.0f} %)")
+        result[line] = name, _KIND_COLORS[min(k, len(_KIND_COLORS) - 1)]
+    return result
+
+
+def _draw_kinds(page: Axes, analysis: FrameAnalysis, kinds: dict[str, tuple[str, str]], origin: tuple[int, int],
+                image_width: int, scale: tuple[float, float], text: float) -> None:
+    """Rings in the colour of their kind, and what the colours are beside the image."""
+    colors = dict(kinds.values())
+    small = _SMALL_RING_NM * scale[0] / analysis.pixel_size.nm
+    for defect in analysis.defects:
+        _draw_outline(page, analysis, defect, origin, scale, text, color=colors[defect.name], small=small)
+    x = origin[0] + image_width + 1.4 * text
+    for row, (line, (_, color)) in enumerate(kinds.items()):
+        y = origin[1] + (1.0 + 1.7 * row) * text
+        page.add_patch(Circle((x, y), 0.55 * text, facecolor="#4d4d4d", edgecolor="none"))
+        page.add_patch(Circle((x, y), 0.42 * text, fill=False, edgecolor=color, linewidth=canvas.points(0.16 * text)))
+        page.text(x + 1.1 * text, y, line, fontsize=canvas.points(text), fontweight="bold", color=canvas.INK,
+                  va="center")
 
 
 def _label(defect: Defect, host: tuple[str, ...]) -> tuple[str, str]:
@@ -148,7 +185,7 @@ def _draw_labels(
     """Outlines on the image, names beside it, and a line from one to the other."""
     if not defects:
         return
-    host = canvas.host_species(analysis)
+    host = analysis.host_species
     two_lines = any(_label(d, host)[1] for d in defects)
     pitch = (2.5 if two_lines else 1.5) * text
     half = 0.5 * pitch
@@ -215,13 +252,18 @@ def _draw_outline(
     origin: tuple[int, int],
     scale: tuple[float, float],
     text: float,
+    *,
+    color: str = _DEFECT_COLOR,
+    small: float = 0.0,
 ) -> np.ndarray:
-    """A line around the defect's atoms, a filled hole; points (x, y) of the line [px of the page]."""
+    """A line around the defect's atoms (or a `small` ring around its middle), a filled hole; points (x, y) of the line
+    [px of the page].
+    """
     ids = [i for i in defect.site_ids if 0 <= i < len(analysis.sites)]
     yx = analysis.sites.yx_px[ids] if ids else np.array([defect.center_px], dtype=float)
     xy = (yx[:, ::-1] + 0.5) * np.array(scale) + np.array(origin)
     px_per_nm = scale[0] / analysis.pixel_size.nm
-    hole = defect.missing_atoms > 0 and set(defect.composition) <= set(canvas.host_species(analysis))
+    hole = defect.missing_atoms > 0 and set(defect.composition) <= set(analysis.host_species)
     if hole and len(xy) > 2:
         # Not all of a defect's atoms are on its rim.
         rim = xy[ConvexHull(xy).vertices]
@@ -230,20 +272,22 @@ def _draw_outline(
         )
     center = 0.5 * (xy.min(axis=0) + xy.max(axis=0))
     reach = float(np.hypot(*(xy - center).T).max()) + _OUTLINE_NM * px_per_nm
+    if small and reach < _WIDEST_RING_NM * px_per_nm and len(xy) <= 5:
+        center, reach = (np.array(defect.center_px)[::-1] + 0.5) * np.array(scale) + np.array(origin), small
     if reach > _WIDEST_RING_NM * px_per_nm:
         lines = _around(xy, _AROUND_NM * px_per_nm)
     else:
         turn = np.linspace(0.0, 2.0 * np.pi, 120, endpoint=False)
         lines = [center + reach * np.stack([np.cos(turn), np.sin(turn)], axis=1)]
     thick = max(1.0, text / 18)
-    for color, width, alpha in (("#000000", 2.8, 0.45), (_DEFECT_COLOR, 1.3, 0.95)):
+    for ink, width, alpha in (("#000000", 2.8, 0.45), (color, 1.3, 0.95)):
         for line in lines:
             page.add_patch(
                 Polygon(
                     line,
                     closed=True,
                     fill=False,
-                    edgecolor=color,
+                    edgecolor=ink,
                     alpha=alpha,
                     linewidth=canvas.points(width * thick),
                     zorder=2.5,
@@ -330,7 +374,7 @@ def _draw_frame_texts(
         va="center",
     )
     counts = Counter(analysis.sites.species.tolist())
-    host = canvas.host_species(analysis)
+    host = analysis.host_species
     x = float(origin[0] + size[0])
     for name, color in reversed(
         [(n, c) for n, c in canvas.species_colors(analysis).items() if counts.get(n)]
