@@ -198,7 +198,8 @@ def test_too_many_names_to_read_become_colours():
         around = picture[np.round(y + ring * np.sin(turn)).astype(int), np.round(x + ring * np.cos(turn)).astype(int)]
         # Thin lines are mixed with the black around them: the hue tells.
         own, other = (np.array(to_rgb(c)) for c in _KIND_COLORS[:2][:: 1 if defect.name == "Si-C3" else -1])
-        alike = [np.median(around @ c / np.linalg.norm(around, axis=1) / np.linalg.norm(c)) for c in (own, other)]
+        hue = around / np.maximum(np.linalg.norm(around, axis=1, keepdims=True), 1.0)
+        alike = [np.median(hue @ c / np.linalg.norm(c)) for c in (own, other)]
         assert alike[0] > max(0.98, alike[1] + 0.05)
     assert picture.shape[1] - (left + width) < 0.4 * width
 
