@@ -51,6 +51,24 @@ HOST_REACH, FOREIGN_REACH = 1.25, 1.4
 DEFAULT_SIGMA_PM = 8.0
 
 
+class Neighbours:
+    """Bonded atoms of every atom, in the order of the bonds.
+
+    Thousands of short lists would cost more than all that is done with the few that are asked for.
+    """
+
+    def __init__(self, bonds: Bonds, atoms: int) -> None:
+        start = np.concatenate([bonds.a, bonds.b])
+        order = np.argsort(np.tile(np.arange(len(bonds)), 2), kind="stable")
+        order = order[np.argsort(start[order], kind="stable")]
+        self._others = np.concatenate([bonds.b, bonds.a])[order]
+        self._first = np.concatenate([[0], np.cumsum(np.bincount(start, minlength=atoms))]).tolist()
+
+    def __getitem__(self, atom: int) -> list[int]:
+        found: list[int] = self._others[self._first[atom]:self._first[atom + 1]].tolist()
+        return found
+
+
 @dataclass(frozen=True)
 class AtomGraph:
     """Atoms and bonds of one frame.
@@ -100,13 +118,9 @@ class AtomGraph:
         return dict(sorted(Counter(self.faces.size[self.inside].tolist()).items()))
 
     @cached_property
-    def neighbours(self) -> list[list[int]]:
+    def neighbours(self) -> Neighbours:
         """Bonded atoms of every atom."""
-        around: list[list[int]] = [[] for _ in range(len(self.sites))]
-        for i, j in zip(self.bonds.a.tolist(), self.bonds.b.tolist()):
-            around[i].append(j)
-            around[j].append(i)
-        return around
+        return Neighbours(self.bonds, len(self.sites))
 
     @cached_property
     def tree(self) -> cKDTree:

@@ -256,7 +256,7 @@ def test_silicon_with_bonds_on_all_sides_is_named_right_at_the_border(kind, rng)
         specimen = add_defect(graphene(fov_nm=3.0, rotation_deg=turn), kind, (1.5, 1.5), rng=rng)
         sites, shape = observed(specimen, rng)
         (whole,) = find_defects(graph_of(sites, shape))
-        bonded = whole.site_ids[1:]
+        bonded = list(whole.site_ids[1:])
         # The image begins just above the silicon's own carbon atoms: all are there, and no ring around it is complete.
         top = sites.y_px[bonded].min() - 0.1
         part = sites.select(sites.y_px >= top)
