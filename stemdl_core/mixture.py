@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ _ASTRAY = np.array([-0.5, 6.0])
 #: the host's level.
 _APART, _LEAST_GAP = 2.0, 0.20
 #: Above this many columns the starts are compared on a histogram of this bin width [typical value].
-_MANY, _BIN = 300, 0.015
+_MANY, _BIN = 120, 0.02
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,12 @@ def fit_mixture(value: NDArray[np.float64], sigma: NDArray[np.float64], *, most:
     if most > 3:
         starts += [[centre, low, 0.45 * centre, high]]
     x, s, count = _binned(value, sigma) if n > _MANY else (value, sigma, np.ones(n))
-    for means in starts:
-        mixture = _expectation_maximisation(x, s, count, np.array(means))
-        parameters = 2 * len(means)
+    for mixture in _from_starts(x, s, count, starts):
+        parameters = 2 * len(mixture.mean)
         score = -2.0 * mixture.log_likelihood + parameters * math.log(max(n, 2))
         gaps = np.diff(np.sort(mixture.mean))
         scale = math.hypot(mixture.width * centre, float(np.median(s)))
-        if len(means) > 1 and (
+        if len(mixture.mean) > 1 and (
             np.any(gaps < max(_APART * scale, _LEAST_GAP * centre)) or np.any(mixture.weight * n < 0.6)
         ):
             continue
@@ -84,7 +84,8 @@ def fit_mixture(value: NDArray[np.float64], sigma: NDArray[np.float64], *, most:
     assert best is not None
     if n <= _MANY:
         return best[1]
-    return _expectation_maximisation(value, sigma, np.ones(n), best[1].mean, first=best[1])
+    (final,) = _from_starts(value, sigma, np.ones(n), [best[1].mean.tolist()], first=best[1])
+    return final
 
 
 def _binned(value: NDArray[np.float64], sigma: NDArray[np.float64]
@@ -109,33 +110,50 @@ def _total(log_p: NDArray[np.float64]) -> NDArray[np.float64]:
     return top[:, 0] + np.log(np.exp(log_p - top).sum(axis=1))
 
 
-def _expectation_maximisation(value: NDArray[np.float64], sigma: NDArray[np.float64],
-                              count: NDArray[np.float64], mean: NDArray[np.float64], *,
-                              first: Mixture | None = None) -> Mixture:
-    k, n = len(mean), float(count.sum())
-    weight = np.full(k, 0.1 / max(k - 1, 1))
-    weight[0] = 0.9 if k > 1 else 1.0
-    width = 1.5 * _INTRINSIC_WIDTH
+def _from_starts(value: NDArray[np.float64], sigma: NDArray[np.float64], count: NDArray[np.float64],
+                 starts: Sequence[Sequence[float]], *, first: Mixture | None = None) -> list[Mixture]:
+    """Expectation maximisation from several starts at once (axes: start, value, component).
+
+    Starts of fewer components than the largest one have further ones of no weight. What has converged stays as it is.
+    """
+    n, most = float(count.sum()), max(map(len, starts))
+    there = np.array([np.arange(most) < len(m) for m in starts])
+    mean = np.array([[*m, *(m[:1] * (most - len(m)))] for m in map(list, starts)])
+    rare = np.where(there, 0.1 / np.maximum(there.sum(1, keepdims=True) - 1, 1), 0.0)
+    weight = np.where(np.arange(most) == 0, 1.0 - rare[:, 1:].sum(1, keepdims=True), rare)
+    width = np.full(len(starts), 1.5 * _INTRINSIC_WIDTH)
     if first is not None:
-        weight, width = first.weight, first.width
-    likelihood = 0.0
+        weight[:], width[:] = first.weight, first.width
+    likelihood, previous = np.zeros(len(starts)), np.zeros(len(starts))
+    posterior = np.zeros((len(starts), len(value), most))
+    square_sigma, running = sigma[:, None] ** 2, np.arange(len(starts))
     for _ in range(60):
-        variance = _variance(sigma, width, mean)
-        log_p = _log_terms(value, weight, mean, variance)
-        total = _total(log_p)
-        posterior = np.exp(log_p - total[:, None])
-        previous, likelihood = likelihood, float(total @ count) - 0.5 * n * math.log(2 * math.pi)
-        members = posterior * count[:, None]
-        weight = members.sum(axis=0) / n
+        r = running
+        m, w = mean[r], weight[r]
+        square = np.maximum(m, 0.3) ** 2
+        variance = square_sigma + ((width[r] ** 2)[:, None] * square)[:, None, :]
+        off = (value[:, None] - m[:, None, :]) ** 2
+        log_p = np.log(w + 1e-12)[:, None, :] - 0.5 * (off / variance + np.log(variance))
+        log_p[np.broadcast_to(~there[r][:, None, :], log_p.shape)] = -np.inf
+        top = log_p.max(axis=2, keepdims=True)
+        p = np.exp(log_p - top)
+        sums = p.sum(axis=2, keepdims=True)
+        p /= sums
+        posterior[r] = p
+        previous[r] = likelihood[r]
+        likelihood[r] = (top + np.log(sums))[:, :, 0] @ count - 0.5 * n * math.log(2 * math.pi)
+        members = p * count[:, None]
+        total = members.sum(axis=1)
         share = members / variance
-        mean = np.where(weight * n > 0.3, (share * value[:, None]).sum(axis=0)
-                        / np.maximum(share.sum(axis=0), 1e-9), mean)
+        middle = np.einsum("snk,n->sk", share, value) / np.maximum(share.sum(axis=1), 1e-9)
+        weight[r], mean[r] = total / n, np.where(total > 0.3, middle, m)
         # The common width takes what the stated uncertainties leave unexplained, within what is plausible.
-        excess = (value[:, None] - mean) ** 2 - sigma[:, None] ** 2
-        square = np.maximum(mean, 0.3) ** 2
-        width = float(
-            np.sqrt(np.clip((members * excess).sum() / (members * square).sum(), 0.02**2, 0.15**2))
-        )
-        if abs(likelihood - previous) < 1e-3 * (1 + abs(likelihood)) * 1e-2:
+        excess = (value[:, None] - mean[r][:, None, :]) ** 2 - square_sigma
+        square = np.maximum(mean[r], 0.3) ** 2
+        wide = np.einsum("snk,snk->s", members, excess) / (total * square).sum(axis=1)
+        width[r] = np.sqrt(np.clip(wide, 0.02**2, 0.15**2))
+        running = r[np.abs(likelihood[r] - previous[r]) >= 1e-5 * (1 + np.abs(likelihood[r]))]
+        if not len(running):
             break
-    return Mixture(weight, mean, width, posterior, likelihood)
+    return [Mixture(weight[k, t], mean[k, t], float(width[k]), posterior[k][:, t], float(likelihood[k]))
+            for k, t in enumerate(there)]
