@@ -36,6 +36,14 @@ _SHAPE_ERROR = 0.02
 
 
 @dataclass(frozen=True)
+class Place:
+    """A place to look at: centre and radius of the part that may be rearranged [nm]."""
+
+    center: Array
+    radius: float
+
+
+@dataclass(frozen=True)
 class Arrangement:
     """Atoms of one part of the frame.
 

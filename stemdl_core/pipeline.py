@@ -27,7 +27,7 @@ from .peaks import atom_map, find_peaks, in_mask, masked_area, near_border, scor
 from .plausibility import judge
 from .preprocess import Mended, from_model_px, mend, model_shape, resample, standardise, to_model_px
 from .refine import Refined, refine_sites
-from .repair import reconsider, revised
+from .repair import second_look
 from .sites import Sites
 from .threads import one_blas_thread
 from .weights import Model
@@ -265,17 +265,8 @@ def _analyze(frame: Frame, model: Model, dopant: str | None, material: str | Mat
     if not verdict.believable:
         graph, holes, mask = bonded(Sites.empty()), holes[:0], np.ones_like(mask)
     elif host.kind == "honeycomb" and found.refined is not None and found.mended is not None:
-        image, valid = found.mended.image, found.mended.valid
-        weighed, near = np.zeros((0, 5)), None
-        for _ in range(2):
-            revision = reconsider(image, valid, graph, found.refined, vacancies_px=holes, near_nm=near)
-            if revision.changed:
-                graph = bonded(revised(image, valid, graph, revision, imaging=found.refined.imaging))
-            holes, weighed = np.concatenate([holes, revision.holes_px]), np.concatenate([weighed, revision.weighed])
-            # Once more where something had to wait until its surroundings were settled.
-            near = revision.postponed_nm
-            if not (revision.changed and len(near)):
-                break
+        graph, holes, weighed = second_look(found.mended.image, found.mended.valid, graph, found.refined,
+                                            vacancies_px=holes, bonded=bonded)
     defects = find_defects(graph, vacancies_px=holes, weighed=weighed)
     fraction = float(mask.mean())
     if verdict.believable and fraction >= 0.005:

@@ -7,8 +7,6 @@ the prior is that of perfect lattice, and what the network has seen counts a lit
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +14,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from .arrangement import HEIGHT_SPREAD, Arrangement, Array, Counts, Fitted, Patch, Single
+from .arrangement import Arrangement, Array, Counts, Fitted, Patch, Place
 from .graph import AtomGraph
 from .local_lattice import continued_lattice
+from .moves import PROMISING, Moves
 from .planar import find_faces
 
 #: Log-odds against an odd arrangement; reached when some twelve atoms have rings other than hexagons around them. A
@@ -33,20 +32,8 @@ CROWDED, SEEN = 4.0, 1.0
 BESIDE, BESIDE_REACH = 2.0, 2.0
 #: Rings so near to a dopant are its own: a hole beside it makes one defect, not two [host bonds].
 DOPANTS_OWN = 2.3
-#: No host atom is nearer to a foreign one than this many host bonds (silicon to carbon: 150 pm at least); what shows
-#: there is the foot of the bright column.
-CLOSEST_TO_DOPANT = 1.05
-#: Nearer than so many bonds few are found, and what taking one of them away gains is taken to be this at least.
-SQUEEZED, UNFORESEEN = 0.97, 3.0
-#: The same of faint ones: as far as silicon's bonds reach.
-CLOSEST_FAINT = 1.4
-#: A host column fainter than this part of its neighbours and by so many standard deviations is looked at again.
-FAINT, FAINT_Z = 0.62, 2.0
 #: By how much a changed arrangement has to be more probable than the found one.
 DECISIVE = 1.5
-#: Changes that are expected to lose more than this are not looked into; of the likeliest only so many are, and only
-#: those expected to come near the best one.
-PROMISING, LIKELIEST, MOST_OPTIONS, NEAR_BEST = -3.0, 10, 4, 7.0
 #: Gauss-Newton steps by which options are compared, and of an arrangement that is kept.
 FIRST_STEPS, ALL_STEPS = 2, 4
 #: Log-odds against the perfect lattice beyond which changes to it are of no interest when what was found fits.
@@ -69,14 +56,6 @@ FEWEST_POWER = 12.0
 MARGIN_NM = 0.14
 #: Most changes in a row at one place.
 MOST_CHANGES = 4
-
-
-@dataclass(frozen=True)
-class Place:
-    """A place to look at: centre and radius of the part that may be rearranged [nm]."""
-
-    center: Array
-    radius: float
 
 
 def as_found(graph: AtomGraph, heights: Array) -> Arrangement:
@@ -131,11 +110,9 @@ class Search:
         known = self.start.origin >= 0
         usual = known & ~self.start.dopant & (away[self._near] < 1.0)
         usual[known] &= graph.degree[self.start.origin[known]] == 3
-        # Whose height in the frame's fit, which leaves it free, is not that of an atom.
-        intensity, sigma = graph.sites.intensity, graph.sites.intensity_sigma
-        self.faint = np.flatnonzero((intensity < FAINT) & (intensity + FAINT_Z * np.hypot(sigma, 0.08) < 1.0))
         typical = self.start.height[usual]
         self.unit = float(np.median(typical if len(typical) >= 6 else sheet.height[~sheet.dopant]))
+        self._moves = Moves(graph, self.patch, place, host_nm=self.host, unit=self.unit, oddness=self._oddness)
 
     def best(self) -> Fitted | None:
         """The most probable arrangement, None where it is the found one."""
@@ -164,7 +141,7 @@ class Search:
             # What would be reported may be a turned bond of which one atom was overlooked: far from what was found, one
             # turn from flat, and too large a change for what it gains to be foreseen.
             for base in (now, flat):
-                for turned in [] if base is None else self._likeliest_turn(base):
+                for turned in [] if base is None else self._moves.likeliest_turn(base):
                     fitted = self._fit(turned)
                     if self._probability(fitted) > top - HOPELESS:
                         other, reached = self._climb(fitted, lattice)
@@ -288,14 +265,12 @@ class Search:
         changed = np.concatenate([gone, atoms.yx_nm[atoms.origin < 0]])
         return BESIDE * float((bright.query(changed)[0] < BESIDE_REACH * self.host).sum()) if len(changed) else 0.0
 
-    # --- moves
-
     def _climb(self, now: Fitted, lattice: Array | None) -> tuple[Fitted, float]:
         """Take the best single change until none improves."""
         value = self._probability(now) + (SEEN if now.atoms.origin[now.atoms.free].min(initial=0) >= 0
                                           and len(now.atoms.yx_nm) == len(self.start.yx_nm) else 0.0)
         for _ in range(MOST_CHANGES):
-            moves = self._moves(now, lattice)
+            moves = self._moves.likeliest(now, lattice)
             steps = ALL_STEPS if len(moves) == 1 else FIRST_STEPS
             options = []
             for _, arrangement in moves:
@@ -313,108 +288,6 @@ class Search:
                 break
             now, value = fitted, chance
         return now, value
-
-    def _moves(self, now: Fitted, lattice: Array | None) -> list[tuple[float, Arrangement]]:
-        """The most promising changes and what they are expected to gain."""
-        atoms, patch = now.atoms, self.patch
-        core, there = self._core(now)
-        mine = np.flatnonzero(atoms.free & core & ~atoms.dopant)
-        found: list[tuple[float, Arrangement]] = []
-        if len(mine):
-            for group in (mine[:, None], *self._neighbours(atoms, mine)):
-                gain = patch.promise(now, -there[group].sum(1), group) + self._odd_height(atoms.height[group]).sum(1)
-                if group.shape[1] == 1:
-                    # Too near to a dopant to be there, or half of its foot: what is left then moves farther than can
-                    # be foreseen.
-                    gain = np.where(self._squeezed(atoms, mine), np.maximum(gain, UNFORESEEN), gain)
-                best = np.argsort(-gain)[:LIKELIEST]
-                found += [(float(gain[k]), atoms.without(group[k].tolist())) for k in best]
-        places = []
-        near = patch.yx_nm[np.hypot(*(patch.yx_nm - self.place.center).T) < self.place.radius + 0.05]
-        near = near[:: max(1, len(near) // 80)]
-        if len(near):
-            places.append(near[int(np.argmax(patch.z_scores(now, near)))])
-        if lattice is not None and len(lattice):
-            places += list(lattice[np.hypot(*(lattice - self.place.center).T) < self.place.radius + 0.05])
-        closest = np.where(atoms.dopant, CLOSEST_TO_DOPANT, 0.55) * self.host
-        free = [p for p in places if (np.hypot(*(atoms.yx_nm - p).T) > closest).all()]
-        if free:
-            added = np.float32(self.unit) * patch.profile(np.array(free)) * now.root
-            gain = patch.promise(now, added, np.zeros((len(free), 0), dtype=np.int64))
-            found += [(float(g), atoms.with_atoms(p, self.unit)) for g, p in zip(gain, free)]
-        found += self._turned(now, core, there) + self._merged(now, mine)
-        found = sorted(found, key=lambda o: -o[0])[:LIKELIEST]
-        odd = self._oddness(atoms)
-        found = [(gain + odd - self._oddness(other), other) for gain, other in found if gain + odd > PROMISING]
-        found = [option for option in found if option[0] > PROMISING]
-        found = sorted(found, key=lambda o: -o[0])[:MOST_OPTIONS]
-        return [option for option in found if option[0] > found[0][0] - NEAR_BEST]
-
-    def _squeezed(self, atoms: Arrangement, mine: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which atoms are nearer to a dopant than carbon usually is, or beside one and as faint as none."""
-        if not atoms.dopant.any():
-            return np.zeros(len(mine), dtype=bool)
-        away = cKDTree(atoms.yx_nm[atoms.dopant]).query(atoms.yx_nm[mine])[0] / self.host
-        faint = np.isin(atoms.origin[mine], self.faint)
-        return np.asarray((away < SQUEEZED) | (faint & (away < CLOSEST_FAINT)))
-
-    def _neighbours(self, atoms: Arrangement, mine: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Groups of atoms that may be missing together: pairs, an atom with two of its neighbours, and with all three.
-
-        Taken away one by one, each would have to pay for a defect of its own before the evidence is complete.
-        """
-        pairs = mine[cKDTree(atoms.yx_nm[mine]).query_pairs(1.32 * self.host, output_type="ndarray")].reshape(-1, 2)
-        around: dict[int, list[int]] = {}
-        for a, b in pairs.tolist():
-            around.setdefault(a, []).append(b)
-            around.setdefault(b, []).append(a)
-        three = [(i, *two) for i, near in around.items() for two in combinations(near, 2)]
-        four = [(i, *near) for i, near in around.items() if len(near) == 3]
-        return [np.array(group, dtype=np.int64) for group in (pairs, three, four) if len(group)]
-
-    def _odd_height(self, height: Array) -> Array:
-        """Log-probability that host columns lose by their heights."""
-        return 0.5 * ((height - self.unit) / (HEIGHT_SPREAD * self.unit)) ** 2
-
-    def _turned(self, now: Fitted, core: NDArray[np.bool_], there: Single) -> list[tuple[float, Arrangement]]:
-        """Bonds turned by 90 degrees."""
-        atoms = now.atoms
-        pairs = cKDTree(atoms.yx_nm).query_pairs(1.3 * self.host, output_type="ndarray")
-        pairs = pairs[(atoms.free & ~atoms.dopant)[pairs].all(axis=1) & core[pairs].any(axis=1)]
-        if len(pairs) == 0:
-            return []
-        a, b = atoms.yx_nm[pairs[:, 0]], atoms.yx_nm[pairs[:, 1]]
-        middle, step = 0.5 * (a + b), 0.5 * (b - a)
-        turned = np.stack([step[:, 1], -step[:, 0]], axis=1)
-        profile = self.patch.profile
-        change = (np.float32(self.unit) * (profile(middle + turned) + profile(middle - turned)) * now.root
-                  - there[pairs[:, 0]] - there[pairs[:, 1]])
-        gain = self.patch.promise(now, change, pairs)
-        result = []
-        for k in np.argsort(-gain)[:2].tolist():
-            pair = [int(v) for v in pairs[k]]
-            new = np.stack([middle[k] + turned[k], middle[k] - turned[k]])
-            result.append((float(gain[k]), atoms.without(pair).with_atoms(new, self.unit)))
-        return result
-
-    def _likeliest_turn(self, base: Fitted) -> list[Arrangement]:
-        """The turned bond that is expected to lose least; none without bonds."""
-        return [arrangement for _, arrangement in self._turned(base, *self._core(base))[:1]]
-
-    def _core(self, fitted: Fitted) -> tuple[NDArray[np.bool_], Single]:
-        """(N,) atoms that may be rearranged, and (N, P) what each adds to the model [standard deviations]."""
-        atoms = fitted.atoms
-        there = atoms.height[:, None].astype(np.float32) * self.patch.profile(atoms.yx_nm) * fitted.root
-        return np.hypot(*(atoms.yx_nm - self.place.center).T) < self.place.radius, there
-
-    def _merged(self, now: Fitted, mine: NDArray[np.int64]) -> list[tuple[float, Arrangement]]:
-        """Atoms nearer to each other than atoms are, made one."""
-        if len(mine) < 2:
-            return []
-        yx = now.atoms.yx_nm[mine]
-        pairs = mine[cKDTree(yx).query_pairs(0.8 * self.host, output_type="ndarray")]
-        return [(0.0, now.atoms.without(p).with_atoms(now.atoms.yx_nm[p].mean(axis=0), self.unit))
-                for p in pairs.tolist()]
 
     # --- the perfect lattice
 

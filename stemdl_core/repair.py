@@ -9,15 +9,17 @@ evidence: the prior is that of perfect lattice, and what the network has seen co
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from .arrangement import Array, Counts, Fitted
+from .arrangement import Array, Counts, Fitted, Place
 from .graph import AtomGraph
-from .rearrange import FAINT, FAINT_Z, MARGIN_NM, Place, Search, as_found
+from .moves import faint
+from .rearrange import MARGIN_NM, Search, as_found
 from .refine import Imaging, Refined, refine_sites
 from .rings import group_faces
 from .sites import Sites
@@ -170,6 +172,39 @@ def reconsider(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: Ato
                     np.array(weighed, dtype=np.float64).reshape(-1, 5), np.array(postponed).reshape(-1, 2))
 
 
+def second_look(image: NDArray[np.floating], valid: NDArray[np.bool_], graph: AtomGraph, refined: Refined, *,
+                vacancies_px: NDArray[np.float64],
+                bonded: Callable[[Sites], AtomGraph]) -> tuple[AtomGraph, Array, Array]:
+    """Reconsider a graph, and once more the places that had to wait until their surroundings were settled.
+
+    Parameters
+    ----------
+    image, valid, graph, refined, vacancies_px
+        As for `reconsider`.
+    bonded : callable
+        Makes the graph of changed sites.
+
+    Returns
+    -------
+    AtomGraph
+        With all that was changed.
+    (M, 2) float64
+        Holes: those given, and lattice sites on which the counts show that no atom is [px].
+    (W, 5) float64
+        Places that were weighed, as of `Revision`.
+    """
+    holes, weighed, near = vacancies_px, np.zeros((0, 5)), None
+    for _ in range(2):
+        revision = reconsider(image, valid, graph, refined, vacancies_px=holes, near_nm=near)
+        if revision.changed:
+            graph = bonded(revised(image, valid, graph, revision, imaging=refined.imaging))
+        holes, weighed = np.concatenate([holes, revision.holes_px]), np.concatenate([weighed, revision.weighed])
+        near = revision.postponed_nm
+        if not (revision.changed and len(near)):
+            break
+    return graph, holes, weighed
+
+
 def _heights(graph: AtomGraph, refined: Refined) -> Array | None:
     """Height of every site in image units; None where intensities are not to be used."""
     found = np.stack([refined.y_px, refined.x_px], axis=1)
@@ -202,10 +237,9 @@ def _places(graph: AtomGraph, holes: Array, crowded: Array) -> list[Place]:
     yx = graph.yx_nm
     faces = graph.faces
     inner = ~graph.sites.edge & ~graph.foreign
-    intensity, sigma = graph.sites.intensity, graph.sites.intensity_sigma
+    intensity = graph.sites.intensity
     # A misfit of the picture around a column widens its error of position.
     doubtful = inner & (graph.sites.sigma_pm > DOUBTFUL * np.nanmedian(graph.sites.sigma_pm))
-    faint = inner & (intensity < FAINT) & (intensity + FAINT_Z * np.hypot(sigma, 0.08) < 1.0)
     # First what would be reported as it is, as a whole.
     odd = graph.inside & (faces.size != 6)
     for group in group_faces(graph, np.flatnonzero(odd).tolist()):
@@ -217,7 +251,8 @@ def _places(graph: AtomGraph, holes: Array, crowded: Array) -> list[Place]:
         else:
             places += [Place(yx[faces.nodes(f)].mean(axis=0), CORE_NM) for f in group]
     places += [Place(at, CORE_NM) for at in crowded]
-    strange = np.flatnonzero(faint | doubtful | (inner & ((graph.degree != 3) | (graph.sites.score < UNSURE)))).tolist()
+    unusual = faint(graph) | (graph.degree != 3) | (graph.sites.score < UNSURE)
+    strange = np.flatnonzero(doubtful | (inner & unusual)).tolist()
     strange.sort(key=lambda i: float(intensity[i]) if np.isfinite(intensity[i]) else 1.0)
     places += [Place(yx[i], CORE_NM) for i in strange]
     places += [Place(at, CORE_NM) for at in holes]

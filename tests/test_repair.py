@@ -7,16 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stemdl_core import analyze_frame, load_model
-from stemdl_core.arrangement import Counts
+from stemdl_core import analyze_frame, load_model, moves, repair
+from stemdl_core.arrangement import Counts, Place
 from stemdl_core.calibration import PixelSize
 from stemdl_core.defects import find_defects
 from stemdl_core.graph import build_graph
 from stemdl_core.local_lattice import continued_lattice
 from stemdl_core.materials import get_material
-from stemdl_core.rearrange import BESIDE, MARGIN_NM, Place, Search, as_found
+from stemdl_core.rearrange import BESIDE, MARGIN_NM, Search, as_found
 from stemdl_core.refine import refine_sites
 from stemdl_core.repair import CORE_NM, reconsider, revised
+from stemdl_core.repair import second_look as second_look_of_all
 from stemdl_core.simulate import degrade
 from stemdl_core.simulate.dataset import Conditions, simulate_frame
 from stemdl_core.simulate.imaging import Probe
@@ -34,7 +35,7 @@ def picture(specimen, rng, dose=300.0):
     return simulate_frame(specimen, conditions, rng)
 
 
-def second_look(image, yx_px, species, unknown=()):
+def second_look(image, yx_px, species, unknown=(), near_nm=None):
     """Names of the defects when the sites at first are those given, and what was revised.
 
     The heights of the sites `unknown` are taken to be lost, as those of columns that fall onto one spot.
@@ -50,7 +51,7 @@ def second_look(image, yx_px, species, unknown=()):
                                score=np.full(len(species), 0.99), intensity=refined.amplitude / unit,
                                intensity_sigma=refined.amplitude_sigma / unit)
     graph = build_graph(sites, material=GRAPHENE, pixel_size=SIZE, shape=image.shape)
-    revision = reconsider(image, valid, graph, refined, vacancies_px=np.zeros((0, 2)))
+    revision = reconsider(image, valid, graph, refined, vacancies_px=np.zeros((0, 2)), near_nm=near_nm)
     if revision.changed:
         graph = build_graph(revised(image, valid, graph, revision), material=GRAPHENE, pixel_size=SIZE,
                             shape=image.shape)
@@ -117,6 +118,87 @@ def test_what_is_found_rightly_stays(rng):
         s = picture(add_defect(sheet(), kind, (1.3, 1.3), rng=rng), rng)
         names, _ = second_look(s.frame.image, s.sites.yx_px, s.sites.species)
         assert names == [kind]
+
+
+def drawn_and_analysed(s, extra_px):
+    """Names of the defects when the sites at first are the true ones and some carbon more."""
+    yx = np.concatenate([s.sites.yx_px, np.reshape(extra_px, (-1, 2))])
+    species = np.append(s.sites.species, np.full(len(yx) - len(s.sites), "C"))
+    image, valid = s.frame.image, np.ones(s.frame.shape, bool)
+    refined = refine_sites(image, yx[:, 0], yx[:, 1], pixel_size_nm=PIXEL_NM, groups=(species != "C").astype(int))
+    unit = np.nanmedian(refined.amplitude[species == "C"])
+    sites = Sites.from_columns(y_px=refined.y_px, x_px=refined.x_px, species=species, sigma_pm=refined.sigma_pm,
+                               score=np.full(len(species), 0.94), intensity=refined.amplitude / unit,
+                               intensity_sigma=refined.amplitude_sigma / unit)
+
+    def bonded(sites):
+        return build_graph(sites, material=GRAPHENE, pixel_size=SIZE, shape=image.shape)
+
+    graph, holes, weighed = second_look_of_all(image, valid, bonded(sites), refined, vacancies_px=np.zeros((0, 2)),
+                                               bonded=bonded)
+    return sorted(d.name for d in find_defects(graph, vacancies_px=holes, weighed=weighed)), graph
+
+
+def drawn_into_the_hole(s, away_nm):
+    """A place so far from a silicon, where there is most room."""
+    silicon = int(np.flatnonzero(s.sites.species == "Si")[0])
+    ring = s.sites.yx_px[silicon] + away_nm / PIXEL_NM * np.array([[np.sin(t), np.cos(t)]
+                                                                    for t in np.linspace(0, 6.2, 60)])
+    room = np.hypot(*(ring[:, None] - np.delete(s.sites.yx_px, silicon, axis=0)).transpose(2, 0, 1)).min(axis=1)
+    return ring[int(np.argmax(room))]
+
+
+@pytest.mark.parametrize("kind", ["Si2C5", "Si3C6"])
+def test_carbon_drawn_on_the_foot_of_silicon_is_taken_out(kind):
+    right = 0
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        s = picture(add_defect(sheet(), kind, (1.3, 1.3), rng=rng), rng, dose=150.0)
+        right += drawn_and_analysed(s, drawn_into_the_hole(s, 0.15))[0] == [s.defects[0].name]
+    assert right == 5
+
+
+def test_half_an_atom_beside_silicon_is_tried_without_whatever_is_foreseen(rng):
+    s = picture(add_defect(sheet(), "Si-C3+V", (1.3, 1.3), rng=rng), rng, dose=150.0)
+    _, graph = drawn_and_analysed(s, [])
+    counts, unit = None, np.full(len(graph.sites), 1.0)
+    near = int(np.argsort(np.hypot(*(graph.yx_nm - graph.yx_nm[graph.foreign][0]).T))[1])
+    far = int(np.argmax(np.hypot(*(graph.yx_nm - graph.yx_nm[graph.foreign][0]).T)))
+    for height, tried in ((0.4, True), (1.0, False)):
+        intensity = graph.sites.intensity.copy()
+        intensity[[near, far]] = height
+        sites = graph.sites.replace(intensity=intensity, intensity_sigma=np.full(len(intensity), 0.1))
+        changes = moves.Moves(replace(graph, sites=sites), counts, Place(graph.yx_nm[near], CORE_NM), host_nm=0.142,
+                              unit=1.0, oddness=lambda atoms: 0.0)
+        assert changes._squeezed(as_found(graph, unit), np.array([near, far])).tolist() == [tried, False]
+
+
+def test_only_the_places_asked_for_are_looked_at(rng):
+    s = picture(add_defect(sheet(), "SV", (1.3, 1.3), rng=rng), rng)
+    yx, species = drawn_perfect(s.frame.shape)
+    center = SIZE.to_nm(s.centers_px[0])
+    for near, found in ((center, True), (center + 0.7, False)):
+        _, revision = second_look(s.frame.image, yx, species, near_nm=near[None])
+        assert revision.changed == found
+
+
+def test_what_had_to_wait_is_looked_at_once_more_where_something_changed(rng, monkeypatch):
+    s = picture(sheet(), rng)
+    yx, _ = drawn_perfect(s.frame.shape)
+    for change, expected in ((True, [None, [[0.5, 0.7]]]), (False, [None])):
+        asked = []
+
+        def answer(image, valid, graph, refined, *, vacancies_px, near_nm=None, change=change, asked=asked):
+            asked.append(None if near_nm is None else near_nm.tolist())
+            keep = np.ones(len(graph.sites), bool)
+            keep[len(keep) // 2] = not change
+            return repair.Revision(keep, np.zeros((0, 2)), np.zeros(0), np.array([[1.0, float(len(asked))]]),
+                                   np.full((1, 5), float(len(asked))), np.array([[0.5, 0.7]]))
+
+        monkeypatch.setattr(repair, "reconsider", answer)
+        _, graph = drawn_and_analysed(replace(s, sites=Sites.empty()), yx)
+        assert asked == expected
+        assert len(graph.sites) == len(yx) - change * len(expected)
 
 
 @pytest.mark.parametrize(("kind", "away_nm"), [("Si-C4", 0.095), ("Si-C3+V", 0.105), ("Si-C3+V", 0.130)])
@@ -220,4 +302,4 @@ def test_the_hole_beside_silicon_is_no_second_defect(seed):
                     Place(graph.yx_nm[-1], CORE_NM), 10)
     drawn = int(np.flatnonzero(search.start.origin == len(yx) - 1)[0])
     assert search._oddness(search.start.without([drawn])) <= BESIDE
-    assert search._squeezed(search.start, np.array([drawn])).all()
+    assert search._moves._squeezed(search.start, np.array([drawn])).all()
