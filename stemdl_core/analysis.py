@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +159,11 @@ class Defects:
         return self.items[index]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a defect; lists are written with spaces between their members."""
+        """One row a defect; lists are written with spaces between their members.
+
+        Standard deviations stand in the order of the lengths and angles, `nan` where not known; the coordination of
+        each foreign atom is ``<site>=<bonds>:<probability>/...``.
+        """
         def mean(values: list[float]) -> float:
             return float(np.mean(values)) if values else float("nan")
 
@@ -172,13 +176,15 @@ class Defects:
             "site_ids": [" ".join(map(str, d.site_ids)) for d in self],
             "mean_bond_pm": [mean([b.length_pm for b in d.bonds]) for d in self],
             "bonds_pm": [" ".join(f"{b.length_pm:.1f}" for b in d.bonds) for d in self],
+            "bonds_sigma_pm": [_errors(b.sigma_pm for b in d.bonds) for d in self],
             "angles_deg": [" ".join(f"{g.deg:.1f}" for g in d.angles) for d in self],
+            "angles_sigma_deg": [_errors(g.sigma_deg for g in d.angles) for d in self],
+            "coordination": [" ".join(f"{atom}=" + "/".join(f"{n}:{p:.3f}" for n, p in chances.items())
+                                      for atom, chances in d.coordination.items()) for d in self],
             "misorientation_deg": [d.misorientation_deg for d in self],
         }
-        dtypes = {"id": "int64", "missing_atoms": "int64", "y_px": "float64", "x_px": "float64",
-                  "probability": "float64", "mean_bond_pm": "float64",
-                  "misorientation_deg": "float64", "name": object, "composition": object,
-                  "alternatives": object, "site_ids": object, "bonds_pm": object, "angles_deg": object}
+        dtypes = dict.fromkeys(rows, object) | {"id": "int64", "missing_atoms": "int64"} | dict.fromkeys(
+            ("y_px", "x_px", "probability", "mean_bond_pm", "misorientation_deg"), "float64")
         return pd.DataFrame(rows).astype(dtypes)
 
 
@@ -272,6 +278,10 @@ class FrameAnalysis:
             if self.time_s is not None:
                 result["time_s"] = self.time_s
         return result
+
+
+def _errors(values: Iterable[float]) -> str:
+    return " ".join(f"{v:.1f}" for v in values)
 
 
 def none_if_nan(value: float) -> float | None:

@@ -53,6 +53,7 @@ def analysis() -> FrameAnalysis:
         angles=(DefectAngle(1, 0, 2, 119.0),),
         probability=0.8,
         alternatives=(("Si-C4", 0.2),),
+        coordination={0: {3: 0.8, 4: 0.2}},
     )
     return FrameAnalysis(
         "graphene",
@@ -112,6 +113,9 @@ def test_tables(tmp_path, analysis):
         rows = list(csv.DictReader(file))
     assert rows[0]["name"] == "Si-C3"
     assert rows[0]["bonds_pm"] == "170.0 171.0"
+    assert rows[0]["bonds_sigma_pm"] == "nan 4.0"
+    assert rows[0]["angles_sigma_deg"] == "nan"
+    assert rows[0]["coordination"] == "0=3:0.800/4:0.200"
 
 
 def test_structure_is_read_by_ase(tmp_path, analysis):
