@@ -221,7 +221,8 @@ def summary(analysis: FrameAnalysis, source: str) -> str:
         lines.append(f"  and {len(analysis.defects) - 20} more, see defects.csv")
     for element, (fraction, sigma) in analysis.alloy.items():
         lines.append(f"alloy         {element}: {fraction:.3f} ± {sigma:.3f} of its sublattice")
-    lines += [f"note          {warning}" for warning in analysis.warnings]
+    # What there is to say about the pixel size stands above.
+    lines += [f"note          {w}" for w in analysis.warnings if not w.startswith("pixel size ")]
     return "\n".join(lines)
 
 

@@ -329,7 +329,9 @@ def _footer_lines(analysis: FrameAnalysis) -> list[str]:
     lines = [f"{line}   ·   model {analysis.model}"]
     if analysis.masked_fraction > 0.005:
         lines[0] += f"   ·   {100 * analysis.masked_fraction:.0f} % not analysed (tinted)"
-    shown = [w if len(w) <= 110 else w[:107] + "..." for w in analysis.warnings[:3]]
+    # What there is to say about the pixel size has just been said.
+    notes = [w for w in analysis.warnings if not w.startswith("pixel size ")]
+    shown = [w if len(w) <= 110 else w[:107] + "..." for w in notes[:3]]
     return lines + [f"Note: {w}" for w in shown]
 
 
