@@ -238,6 +238,28 @@ class TestOverlay:
         picture = overlay.render(frame.image, analysis, overlay.Style())
         assert picture.shape == (1024, 1024, 3)
 
+    def test_too_many_defects_for_names_have_colours_and_a_legend(self):
+        places = [(60.0 + 25 * (k // 6), 60.0 + 25 * (k % 6)) for k in range(overlay.NAMED_MOST + 1)]
+        analysis = self.analysis((256, 256), places)
+        names = ["V_Se" if k % 3 else "W_Mo" for k in range(len(places))]
+        image, style = image_with(size=256), overlay.Style(False, False, True, True)
+
+        def drawn(count):
+            defects = tuple(Defect(k, names[k], {}, (k,), places[k]) for k in range(count))
+            return overlay.render(image, dataclasses.replace(analysis, defects=Defects(defects)), style)
+
+        few, many = drawn(overlay.NAMED_MOST), drawn(len(places))
+        plain = overlay.plain(image)
+        # The legend's corner is dark and no name stands elsewhere: only the rings do.
+        assert many[5:60, 5:60].mean() < 0.6 * plain[5:60, 5:60].mean()
+        assert np.array_equal(few[5:60, 5:60], plain[5:60, 5:60])
+        assert (many != plain)[250:].any(axis=-1).sum() < 0.7 * (few != plain)[250:].any(axis=-1).sum()
+        radius = 0.72 * adapters.bond_px(analysis) * 4
+        for (y, x), name in zip(places, names):
+            middle = (np.array([y, x]) + 0.5) * 4 - 0.5
+            ring = many[int(round(middle[0])), int(round(middle[1] + radius))]
+            assert ring == pytest.approx(overlay._KIND_RGB[0 if name == "V_Se" else 1][::-1], abs=60)
+
     def test_one_bright_atom_does_not_darken_the_lattice(self):
         image = np.random.default_rng(0).normal(100, 10, (256, 256)).astype(np.float32)
         image[10, 10] = 1e6

@@ -7,6 +7,7 @@ import typing
 import numpy
 
 from . import adapters, overlay
+from .canvas import Canvas
 
 SIZE_PX = (172, 262)
 _PAPER = 30
@@ -15,7 +16,7 @@ _BOND_RGB, _TEXT_RGB = (200, 208, 216), (240, 240, 240)
 
 def empty() -> numpy.ndarray:
     """(h, w) uint32 BGRA: nothing chosen."""
-    return _bgra(overlay.Canvas(numpy.full(SIZE_PX, _PAPER, numpy.uint8)).bgr)
+    return _bgra(Canvas(numpy.full(SIZE_PX, _PAPER, numpy.uint8)).bgr)
 
 
 def draw(
@@ -42,7 +43,7 @@ def draw(
         return empty()
     defect = defects[index]
     ids = [i for i in defect.get("site_ids", ()) if i < len(table)]
-    canvas = overlay.Canvas(numpy.full(SIZE_PX, _PAPER, numpy.uint8))
+    canvas = Canvas(numpy.full(SIZE_PX, _PAPER, numpy.uint8))
     if not ids:
         canvas.texts([(defect["name"], SIZE_PX[0] / 2, SIZE_PX[1] / 2)], 16, _TEXT_RGB)
         return _bgra(canvas.bgr)
