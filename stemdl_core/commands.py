@@ -60,7 +60,7 @@ def annotate(args: Namespace) -> None:
     )
     analysis = annotate_frame(frame, folder, args)
     say(args.quiet, summary(analysis, str(args.image)))
-    say(args.quiet, where(folder))
+    say(args.quiet, where(folder, args))
 
 
 def annotate_frame(
@@ -187,13 +187,16 @@ def demo(args: Namespace) -> None:
     analysis = annotate_frame(simulated.frame, folder, args, extra=extra)
     truth = Counter(d.name for d in simulated.defects)
     say(args.quiet, summary(analysis, f"simulated image of graphene ({_times(truth)} in it)"))
-    say(args.quiet, where(folder))
+    say(args.quiet, where(folder, args))
     say(args.quiet, f"look at       {folder / 'overlay.png'}")
 
 
-def where(folder: Path) -> str:
+def where(folder: Path, args: Namespace) -> str:
     """Where the results are."""
-    return f"written to    {folder}/: overlay.png, analysis.json, sites.csv, defects.csv, structure.xyz"
+    more = {"graph": "graph.graphml", "hdf5": "analysis.h5", "report": "figures of the defects", "cutouts": "cut-outs"}
+    names = ["overlay.png", "analysis.json", "sites.csv", "defects.csv", "structure.xyz",
+             *(name for option, name in more.items() if getattr(args, option, False))]
+    return f"written to    {folder}/: {', '.join(names)}"
 
 
 def _times(counter: Counter[str]) -> str:
