@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from .brightness import off_the_sheet
 from .calibration import PixelSize
 from .colouring import alike
 from .completion import complete, faint
+from .contrast import dark_atoms
 from .defects import find_defects
 from .errors import ModelError
 from .foreign import clean_surroundings, foreign_sites, told_from_dirt
@@ -20,7 +21,7 @@ from .frames import Frame
 from .graph import AtomGraph, build_graph
 from .in_sight import lattice_in_sight
 from .infer import probability_maps
-from .lattice import check_scale, scale_from_map
+from .lattice import LatticeFit, check_scale, scale_from_map
 from .materials import Material, element, get_material
 from .mx2 import alloy_fractions, empty_columns
 from .peaks import atom_map, find_peaks, in_mask, masked_area, near_border, scores, without_mask
@@ -131,6 +132,7 @@ def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> De
             coarse, maps, mask = look(pixel_size.nm)
     elif (seen := lattice_in_sight(coarse, mask, fit, shape=shape, pixel_nm=card.pixel_size_nm)).any():
         maps, mask = without_mask(card, maps, seen), mask & ~seen
+    warnings += _of_the_picture(mended, coarse, fit if fitted_on is None else None, material, shape)
     small = mask.shape
     peaks = find_peaks(card, maps)
     keep = ~in_mask(mask, peaks.yx_px)
@@ -153,7 +155,7 @@ def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> De
         refined = refine_sites(mended.image, start[:, 0], start[:, 1], pixel_size_nm=pixel_size.nm,
                                groups=groups.astype(int), valid=usable)
         if refined.sharpened is not None:
-            mended = Mended(refined.sharpened, mended.valid)
+            mended = replace(mended, image=refined.sharpened)
     sites, absent = _make_sites(score, dopant_class, share, refined, material, dopant)
     if refined is not None and len(sites):
         absent = absent | off_the_sheet(coarse, to_model_px(sites.yx_px, shape, small), sites, refined, sure=CERTAIN,
@@ -168,6 +170,19 @@ def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> De
     holes = peaks.vacancies_px[~in_mask(mask, peaks.vacancies_px)]
     return Detection(pixel_size, sites, from_model_px(holes, shape, small), mask, maps, warnings, refined,
                      fit is not None, Mended(mended.image, usable))
+
+
+def _of_the_picture(mended: Mended, coarse: NDArray[np.float32], fit: LatticeFit | None, material: Material,
+                    shape: tuple[int, int]) -> tuple[str, ...]:
+    """What is wrong with the image as a whole."""
+    said: tuple[str, ...] = ()
+    if mended.cut_off:
+        said += (f"the image is cut off at its highest value ({100 * mended.cut_off:.1f} % of it): bright atoms are "
+                 "placed and weighed by their flanks",)
+    if fit is not None and material.kind == "honeycomb" and dark_atoms(coarse, fit, shape=shape):
+        said += ("the bright spots form a triangular net, not a honeycomb: an inverted or bright-field image, or two "
+                 "layers; what is named here is not to be trusted",)
+    return said
 
 
 def _enlarge(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from .saturation import cut_off, restored
+
 #: A pixel is hot when it exceeds the largest of its neighbours by this many standard deviations of the noise.
 HOT_SIGMAS = 8.0
 #: A line is dead when its mean departs from both neighbouring lines by this many standard deviations.
@@ -33,14 +35,17 @@ class Mended:
         Bad pixels replaced from their neighbours.
     valid : (H, W) bool
         False where a pixel was replaced: it carries no information of its own.
+    cut_off : float
+        Part of the pixels that were cut off at the top.
     """
 
     image: NDArray[np.floating]
     valid: NDArray[np.bool_]
+    cut_off: float = 0.0
 
 
 def mend(image: NDArray[np.float32]) -> Mended:
-    """Replace hot pixels and missing lines.
+    """Replace hot pixels and missing lines, and give round tops to what was cut off.
 
     Parameters
     ----------
@@ -68,7 +73,10 @@ def mend(image: NDArray[np.float32]) -> Mended:
             r, c = slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2)
             good = valid[r, c]
             mended[row, column] = np.median(mended[r, c][good]) if good.any() else np.median(mended)
-    return Mended(mended, valid)
+    cut = cut_off(mended)
+    if cut is None:
+        return Mended(mended, valid)
+    return Mended(restored(mended, cut), valid & ~cut, float(cut.mean()))
 
 
 def _hot_pixels(image: NDArray[np.float32]) -> NDArray[np.int64]:
