@@ -45,7 +45,8 @@ REAL_BOND_SCATTER_PM = 5.0
 #: An atom has bonds on all sides where neighbouring bonds are nowhere farther apart than this [deg]: 120 between three
 #: bonds, 150-165 where a vacancy lies between two of three.
 ALL_ROUND_DEG = 137.0
-#: Nearer to the border than this an atom may have a bond beyond it [host bonds]: silicon's are up to 195 pm long.
+#: Nearer to the border than this an atom may have a bond beyond it [host bonds]: silicon's in graphene are up to 195 pm
+#: long.
 HOST_REACH, FOREIGN_REACH = 1.25, 1.4
 #: Uncertainty of a position [pm] where the site has none.
 DEFAULT_SIGMA_PM = 8.0
@@ -180,7 +181,8 @@ def build_graph(sites: Sites, *, material: Material, pixel_size: PixelSize, shap
             smooth = regularised(yx, sigma, pairs, foreign, host)
             pairs = Bonding(smooth, sites, foreign, material, host).pairs()
     edge = sites.edge.copy()
-    for kind, reach in ((~foreign, HOST_REACH), (foreign, FOREIGN_REACH)):
+    large = foreign if material.kind == "honeycomb" else np.zeros(len(sites), dtype=bool)
+    for kind, reach in ((~large, HOST_REACH), (large, FOREIGN_REACH)):
         edge |= kind & _near_border(sites, pixel_size, shape, reach * host)
         if mask is not None and kind.any():
             edge |= kind & _near_mask(sites, shape, mask, pixel_size, reach * host)
