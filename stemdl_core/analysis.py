@@ -175,10 +175,10 @@ class Defects:
             "alternatives": [" ".join(f"{n}:{p:.3f}" for n, p in d.alternatives) for d in self],
             "site_ids": [" ".join(map(str, d.site_ids)) for d in self],
             "mean_bond_pm": [mean([b.length_pm for b in d.bonds]) for d in self],
-            "bonds_pm": [" ".join(f"{b.length_pm:.1f}" for b in d.bonds) for d in self],
-            "bonds_sigma_pm": [_errors(b.sigma_pm for b in d.bonds) for d in self],
-            "angles_deg": [" ".join(f"{g.deg:.1f}" for g in d.angles) for d in self],
-            "angles_sigma_deg": [_errors(g.sigma_deg for g in d.angles) for d in self],
+            "bonds_pm": [_tenths(b.length_pm for b in d.bonds) for d in self],
+            "bonds_sigma_pm": [_tenths(b.sigma_pm for b in d.bonds) for d in self],
+            "angles_deg": [_tenths(g.deg for g in d.angles) for d in self],
+            "angles_sigma_deg": [_tenths(g.sigma_deg for g in d.angles) for d in self],
             "coordination": [" ".join(f"{atom}=" + "/".join(f"{n}:{p:.3f}" for n, p in chances.items())
                                       for atom, chances in d.coordination.items()) for d in self],
             "misorientation_deg": [d.misorientation_deg for d in self],
@@ -280,7 +280,7 @@ class FrameAnalysis:
         return result
 
 
-def _errors(values: Iterable[float]) -> str:
+def _tenths(values: Iterable[float]) -> str:
     return " ".join(f"{v:.1f}" for v in values)
 
 

@@ -86,9 +86,8 @@ def bond_network(analysis: FrameAnalysis) -> nx.Graph:
             y, x = _largest_ring(faces, own, yx)
         else:
             y, x = analysis.pixel_size.to_nm(defect.center_px).tolist()
-        number = sum(1 for _, role in graph.nodes(data="role") if role == "vacancy")
-        graph.add_node(f"V{number}", species="vacancy", y_nm=y, x_nm=x, role="vacancy", border=False,
-                       missing_atoms=defect.missing_atoms, defect=defect.id, score=defect.probability)
+        graph.add_node(f"V{len(graph) - len(analysis.sites)}", species="vacancy", y_nm=y, x_nm=x, role="vacancy",
+                       border=False, missing_atoms=defect.missing_atoms, defect=defect.id, score=defect.probability)
     return graph
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,3 +73,8 @@ class PixelSize:
         """Lengths [pm] of steps (..., 2) given in px."""
         steps = self.to_nm(steps_px)
         return 1e3 * np.hypot(steps[..., 0], steps[..., 1])
+
+
+def beyond_pixel_size(warnings: Iterable[str], source: str | None) -> tuple[str, ...]:
+    """Warnings without the one that a statement of the pixel size and its `source` says as well."""
+    return tuple(w for w in warnings if not (source == "lattice" and w.startswith("pixel size")))

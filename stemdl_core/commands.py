@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .analysis import Defect, FrameAnalysis
+from .calibration import beyond_pixel_size
 from .frames import Frame
 from .io import read_frame, read_sequence
 from .writers import result_folder
@@ -224,8 +225,7 @@ def summary(analysis: FrameAnalysis, source: str) -> str:
         lines.append(f"  and {len(analysis.defects) - 20} more, see defects.csv")
     for element, (fraction, sigma) in analysis.alloy.items():
         lines.append(f"alloy         {element}: {fraction:.3f} ± {sigma:.3f} of its sublattice")
-    # What there is to say about the pixel size stands above.
-    lines += [f"note          {w}" for w in analysis.warnings if not w.startswith("pixel size ")]
+    lines += [f"note          {w}" for w in beyond_pixel_size(analysis.warnings, pixel.source)]
     return "\n".join(lines)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
 
 from .lattice import LatticeFit
-from .spectrum import waves
+from .spectrum import flatten_image, waves
 
 #: The cosine of the reflections' common phase is -1 for a honeycomb of bright atoms and 1 for one of dark atoms; beyond
 #: this it is not noise or dirt that turned it.
@@ -16,7 +15,7 @@ DARK = 0.7
 CLEAR = 4.0
 
 
-def dark_atoms(image: NDArray[np.floating], fit: LatticeFit, *, shape: tuple[int, int]) -> bool:
+def dark_atoms(image: NDArray[np.float32], fit: LatticeFit, *, shape: tuple[int, int]) -> bool:
     """Whether the honeycomb's atoms are dark, or two layers lie so that every second hexagon's middle is the brightest.
 
     The phases of three first reflections whose vectors add up to zero have a sum that does not depend on where the
@@ -24,7 +23,7 @@ def dark_atoms(image: NDArray[np.floating], fit: LatticeFit, *, shape: tuple[int
 
     Parameters
     ----------
-    image : (h, w) float array
+    image : (h, w) float32
         The image on any grid.
     fit : LatticeFit
         The host lattice of the image as recorded.
@@ -36,19 +35,13 @@ def dark_atoms(image: NDArray[np.floating], fit: LatticeFit, *, shape: tuple[int
     Triplet phase invariants: H. Hauptman & J. Karle, "Solution of the phase problem" (1953).
     """
     height, width = image.shape
-    window = np.outer(np.hanning(height + 2)[1:-1], np.hanning(width + 2)[1:-1])
     one, two = fit.reciprocal * np.asarray(shape) / np.asarray(image.shape)
-    flat = image - uniform_filter(image, round(2.5 / float(np.hypot(*one))), mode="nearest")
-    # What is brighter or darker than the lattice says nothing of it.
-    flat = np.clip(flat, *np.quantile(flat[::3, ::3], (0.02, 0.98))) * window
-
-    def amplitude(frequency: NDArray[np.float64]) -> complex:
-        y, x = (waves(np.array([f]), np.arange(n))[0] for f, n in zip(frequency, flat.shape))
-        return complex(y @ flat @ x)
-
-    three = [amplitude(g) for g in (one, two, -(one + two))]
+    flat = flatten_image(image, 1.15 / float(np.hypot(*one)))
     # Between the reflections there is noise, and what dirt there is.
-    beside = [abs(amplitude(1.07 * a + b)) for a, b in ((one, 0.31 * two), (two, 0.31 * one), (-two, 0.45 * one),
-                                                         (0.5 * one, 0.62 * two), (0.6 * one, -0.47 * two))]
-    product = three[0] * three[1] * three[2]
-    return bool(min(map(abs, three)) > CLEAR * float(np.median(beside)) and product.real > DARK * abs(product))
+    frequencies = np.array([one, two, -(one + two), 1.07 * one + 0.31 * two, 1.07 * two + 0.31 * one,
+                            0.45 * one - 1.07 * two, 0.535 * one + 0.62 * two, 0.642 * one - 0.47 * two])
+    down, across = (np.hanning(n + 2)[1:-1] * waves(f, np.arange(n)) for f, n in zip(frequencies.T, (height, width)))
+    amplitude = ((down @ flat.weighted(flat.levels[0])) * across).sum(axis=1)
+    three, beside = amplitude[:3], amplitude[3:]
+    product = complex(three.prod())
+    return bool(np.abs(three).min() > CLEAR * np.median(np.abs(beside)) and product.real > DARK * abs(product))

@@ -60,8 +60,7 @@ class Neighbours:
 
     def __init__(self, bonds: Bonds, atoms: int) -> None:
         start = np.concatenate([bonds.a, bonds.b])
-        order = np.argsort(np.tile(np.arange(len(bonds)), 2), kind="stable")
-        order = order[np.argsort(start[order], kind="stable")]
+        order = np.lexsort((np.tile(np.arange(len(bonds)), 2), start))
         self._others = np.concatenate([bonds.b, bonds.a])[order]
         self._first = np.concatenate([[0], np.cumsum(np.bincount(start, minlength=atoms))]).tolist()
 
@@ -180,16 +179,14 @@ def build_graph(sites: Sites, *, material: Material, pixel_size: PixelSize, shap
             # Too noisy for one atom's distances to be trusted by themselves: let its neighbours have a say.
             smooth = regularised(yx, sigma, pairs, foreign, host)
             pairs = Bonding(smooth, sites, foreign, material, host).pairs()
-    edge = sites.edge.copy()
-    large = foreign if material.kind == "honeycomb" else np.zeros(len(sites), dtype=bool)
-    for kind, reach in ((~large, HOST_REACH), (large, FOREIGN_REACH)):
-        edge |= kind & _near_border(sites, pixel_size, shape, reach * host)
-        if mask is not None and kind.any():
-            edge |= kind & _near_mask(sites, shape, mask, pixel_size, reach * host)
+    large = foreign & (material.kind == "honeycomb")
+    reach_px = np.where(large, FOREIGN_REACH, HOST_REACH) * host / pixel_size.nm
+    edge = sites.edge | _near_border(sites, shape, reach_px)
+    if mask is not None:
+        edge = edge | _near_mask(sites, shape, mask, reach_px)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     a, b = pairs[order, 0], pairs[order, 1]
-    if material.kind == "honeycomb":
-        edge = edge & ~surrounded(yx, a, b, np.flatnonzero(edge & foreign))
+    edge = edge & ~surrounded(yx, a, b, np.flatnonzero(edge & large))
     length = 1e3 * np.hypot(*(yx[a] - yx[b]).T)
     bonds = Bonds(a, b, length, np.hypot(sites.sigma_pm[a], sites.sigma_pm[b]))
     faces = find_faces(smooth, a, b)
@@ -298,8 +295,8 @@ def honest_sigma(sites: Sites, yx_nm: NDArray[np.float64], bonds: NDArray[np.int
     return sites.replace(sigma_pm=np.hypot(sites.sigma_pm, np.sqrt(seen**2 - stated**2)))
 
 
-def _near_border(sites: Sites, pixel_size: PixelSize, shape: tuple[int, int], nm: float) -> NDArray[np.bool_]:
-    reach = nm / pixel_size.nm
+def _near_border(sites: Sites, shape: tuple[int, int], reach: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) sites nearer to the border than each one's reach (N,) [px]."""
     y, x = sites.y_px, sites.x_px
     return (y < reach - 0.5) | (x < reach - 0.5) | (y > shape[0] - 0.5 - reach) | (x > shape[1] - 0.5 - reach)
 
@@ -311,12 +308,12 @@ def _mask_index(
     return np.clip(cells, 0, np.asarray(mask.shape) - 1)
 
 
-def _near_mask(sites: Sites, shape: tuple[int, int], mask: NDArray[np.bool_], pixel_size: PixelSize,
-               nm: float) -> NDArray[np.bool_]:
+def _near_mask(sites: Sites, shape: tuple[int, int], mask: NDArray[np.bool_],
+               reach: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) sites nearer to what is masked than each one's reach (N,) [px]."""
     near = np.zeros(len(sites), dtype=bool)
-    reach = nm / pixel_size.nm
     for angle in np.arange(0.0, 2 * np.pi, np.pi / 4):
-        step = reach * np.array([np.sin(angle), np.cos(angle)])
+        step = reach[:, None] * np.array([np.sin(angle), np.cos(angle)])
         cell = _mask_index(sites.yx_px + step, shape, mask)
         near |= mask[cell[:, 0], cell[:, 1]]
     return near

@@ -96,7 +96,8 @@ def _binned(value: NDArray[np.float64], sigma: NDArray[np.float64]
     return (np.bincount(bins, value) / count, np.sqrt(np.bincount(bins, sigma**2) / count), count)
 
 
-def _variance(sigma: NDArray[np.float64], width: float, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+def _variance(sigma: NDArray[np.float64], width: float | NDArray[np.float64],
+              mean: NDArray[np.float64]) -> NDArray[np.float64]:
     return sigma[:, None] ** 2 + (width * np.maximum(mean, 0.3)) ** 2
 
 
@@ -106,54 +107,44 @@ def _log_terms(value: NDArray[np.float64], weight: NDArray[np.float64], mean: ND
 
 
 def _total(log_p: NDArray[np.float64]) -> NDArray[np.float64]:
-    top = log_p.max(axis=1, keepdims=True)
-    return top[:, 0] + np.log(np.exp(log_p - top).sum(axis=1))
+    top = log_p.max(axis=-1, keepdims=True)
+    return np.asarray(top[..., 0] + np.log(np.exp(log_p - top).sum(axis=-1)))
 
 
 def _from_starts(value: NDArray[np.float64], sigma: NDArray[np.float64], count: NDArray[np.float64],
                  starts: Sequence[Sequence[float]], *, first: Mixture | None = None) -> list[Mixture]:
-    """Expectation maximisation from several starts at once (axes: start, value, component).
+    """Expectation maximisation from several starts at once (axes: start, value, component); `r` are those that go on.
 
     Starts of fewer components than the largest one have further ones of no weight. What has converged stays as it is.
     """
     n, most = float(count.sum()), max(map(len, starts))
-    there = np.array([np.arange(most) < len(m) for m in starts])
-    mean = np.array([[*m, *(m[:1] * (most - len(m)))] for m in map(list, starts)])
-    rare = np.where(there, 0.1 / np.maximum(there.sum(1, keepdims=True) - 1, 1), 0.0)
-    weight = np.where(np.arange(most) == 0, 1.0 - rare[:, 1:].sum(1, keepdims=True), rare)
-    width = np.full(len(starts), 1.5 * _INTRINSIC_WIDTH)
+    there = np.array([np.arange(most) < len(m) for m in starts])[:, None]
+    mean = np.array([[[*m, *[m[0]] * (most - len(m))]] for m in starts])
+    rare = np.where(there, 0.1 / np.maximum(there.sum(-1, keepdims=True) - 1, 1), 0.0)
+    weight = np.where(np.arange(most) == 0, 1.0 - rare[..., 1:].sum(-1, keepdims=True), rare)
+    width = np.full((len(starts), 1, 1), 1.5 * _INTRINSIC_WIDTH)
     if first is not None:
         weight[:], width[:] = first.weight, first.width
-    likelihood, previous = np.zeros(len(starts)), np.zeros(len(starts))
-    posterior = np.zeros((len(starts), len(value), most))
-    square_sigma, running = sigma[:, None] ** 2, np.arange(len(starts))
+    likelihood, posterior = np.zeros(len(starts)), np.zeros((len(starts), len(value), most))
+    r = np.arange(len(starts))
     for _ in range(60):
-        r = running
-        m, w = mean[r], weight[r]
-        square = np.maximum(m, 0.3) ** 2
-        variance = square_sigma + ((width[r] ** 2)[:, None] * square)[:, None, :]
-        off = (value[:, None] - m[:, None, :]) ** 2
-        log_p = np.log(w + 1e-12)[:, None, :] - 0.5 * (off / variance + np.log(variance))
-        log_p[np.broadcast_to(~there[r][:, None, :], log_p.shape)] = -np.inf
-        top = log_p.max(axis=2, keepdims=True)
-        p = np.exp(log_p - top)
-        sums = p.sum(axis=2, keepdims=True)
-        p /= sums
-        posterior[r] = p
-        previous[r] = likelihood[r]
-        likelihood[r] = (top + np.log(sums))[:, :, 0] @ count - 0.5 * n * math.log(2 * math.pi)
-        members = p * count[:, None]
-        total = members.sum(axis=1)
+        variance = _variance(sigma, width[r], mean[r])
+        log_p = np.where(there[r], _log_terms(value, weight[r], mean[r], variance), -np.inf)
+        total = _total(log_p)
+        posterior[r] = np.exp(log_p - total[..., None])
+        previous = likelihood[r]
+        likelihood[r] = total @ count - 0.5 * n * math.log(2 * math.pi)
+        members = posterior[r] * count[:, None]
+        number = members.sum(axis=1, keepdims=True)
         share = members / variance
-        middle = np.einsum("snk,n->sk", share, value) / np.maximum(share.sum(axis=1), 1e-9)
-        weight[r], mean[r] = total / n, np.where(total > 0.3, middle, m)
+        middle = (share * value[:, None]).sum(1, keepdims=True) / np.maximum(share.sum(1, keepdims=True), 1e-9)
+        weight[r], mean[r] = number / n, np.where(number > 0.3, middle, mean[r])
         # The common width takes what the stated uncertainties leave unexplained, within what is plausible.
-        excess = (value[:, None] - mean[r][:, None, :]) ** 2 - square_sigma
-        square = np.maximum(mean[r], 0.3) ** 2
-        wide = np.einsum("snk,snk->s", members, excess) / (total * square).sum(axis=1)
-        width[r] = np.sqrt(np.clip(wide, 0.02**2, 0.15**2))
-        running = r[np.abs(likelihood[r] - previous[r]) >= 1e-5 * (1 + np.abs(likelihood[r]))]
-        if not len(running):
+        excess = (members * ((value[:, None] - mean[r]) ** 2 - sigma[:, None] ** 2)).sum((1, 2), keepdims=True)
+        square = (number * np.maximum(mean[r], 0.3) ** 2).sum((1, 2), keepdims=True)
+        width[r] = np.sqrt(np.clip(excess / square, 0.02**2, 0.15**2))
+        r = r[np.abs(likelihood[r] - previous) >= 1e-5 * (1 + np.abs(likelihood[r]))]
+        if not len(r):
             break
-    return [Mixture(weight[k, t], mean[k, t], float(width[k]), posterior[k][:, t], float(likelihood[k]))
-            for k, t in enumerate(there)]
+    return [Mixture(weight[k, 0, t], mean[k, 0, t], float(width[k, 0, 0]), posterior[k][:, t], float(likelihood[k]))
+            for k, t in enumerate(there[:, 0])]

@@ -93,8 +93,8 @@ class Moves:
         if not atoms.dopant.any():
             return np.zeros(len(mine), dtype=bool)
         away = cKDTree(atoms.yx_nm[atoms.dopant]).query(atoms.yx_nm[mine])[0] / self.host
-        faint = np.isin(atoms.origin[mine], self._faint)
-        return np.asarray((away < SQUEEZED) | (faint & (away < CLOSEST_FAINT)))
+        as_faint = np.isin(atoms.origin[mine], self._faint)
+        return np.asarray((away < SQUEEZED) | (as_faint & (away < CLOSEST_FAINT)))
 
     def _neighbours(self, atoms: Arrangement, mine: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Groups of atoms that may be missing together: pairs, an atom with two of its neighbours, and with all three.

@@ -169,7 +169,7 @@ def detect(frame: Frame, model: Model, *, material: Material, dopant: str) -> De
     sites = sites.replace(edge=edge)
     holes = peaks.vacancies_px[~in_mask(mask, peaks.vacancies_px)]
     return Detection(pixel_size, sites, from_model_px(holes, shape, small), mask, maps, warnings, refined,
-                     fit is not None, Mended(mended.image, usable))
+                     fit is not None, replace(mended, valid=usable))
 
 
 def _of_the_picture(mended: Mended, coarse: NDArray[np.float32], fit: LatticeFit | None, material: Material,

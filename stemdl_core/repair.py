@@ -26,7 +26,7 @@ from .sites import Sites
 
 #: Arrangements fitted in one frame at most: bounds the time of a frame full of defects.
 MOST_FITS = 150
-#: So are columns whose error of position is so many times the usual one, or which the network is not sure of.
+#: Columns whose error of position is so many times the usual one, or which the network is not sure of, are looked at.
 DOUBTFUL, UNSURE = 1.5, 0.7
 #: Residual variance over the expected one beyond which nothing is decided, as noise is shared between pixels; unless it
 #: is less than this part of a host column all the same.

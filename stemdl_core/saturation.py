@@ -31,15 +31,15 @@ def cut_off(image: NDArray[np.floating]) -> NDArray[np.bool_] | None:
     -------
     (H, W) bool or None
     """
-    top = image == image.max()
+    highest = float(image.max())
+    top = image == highest
     count = int(np.count_nonzero(top))
     if not FEWEST_PX <= count <= MOST * image.size:
         return None
-    highest = float(image.max())
+    # Neighbouring pixels differ by the noise of both.
     noise = 1.0484 * float(np.median(np.abs(np.diff(image[::4], axis=1))))
     below = image[~top]
-    nearest = float(below.max()) if below.size else highest
-    if count < PILED_UP * np.count_nonzero(below >= min(highest - noise, nearest)):
+    if count < PILED_UP * np.count_nonzero(below >= min(highest - noise, below.max())):
         return None
     wide = uniform_filter(top.astype(np.float32), 5, mode="nearest") > SELECTED
     cut = np.asarray(binary_dilation(top & wide) | wide)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
+from stemdl_core.analysis import FrameAnalysis
 from stemdl_core.calibration import PixelSize
 from stemdl_core.columns import Z_EXPONENT
 from stemdl_core.defects import find_defects
 from stemdl_core.graph import AtomGraph, build_graph
 from stemdl_core.materials import get_material
+from stemdl_core.mx2 import alloy_fractions
 from stemdl_core.simulate.structures import Specimen
 from stemdl_core.sites import Sites
 
@@ -54,6 +56,15 @@ def graph_of(
     return build_graph(
         sites, material=get_material(material), pixel_size=PixelSize(PIXEL_NM), shape=shape, dopant=dopant
     )
+
+
+def analysis_of(specimen: Specimen, rng: np.random.Generator, **observation: float) -> FrameAnalysis:
+    """Everything about one frame of a specimen, as `observed`."""
+    sites, shape = observed(specimen, rng, **observation)
+    graph = graph_of(sites, shape, specimen.material)
+    return FrameAnalysis(model="test", material=specimen.material, shape=shape, pixel_size=graph.pixel_size,
+                         sites=graph.sites, bonds=graph.bonds, defects=find_defects(graph), rings=graph.rings,
+                         alloy=alloy_fractions(graph))
 
 
 def names_of(sites: Sites, shape: tuple[int, int], material: str = "graphene") -> list[str]:

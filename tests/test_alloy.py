@@ -6,14 +6,12 @@ import csv
 
 import numpy as np
 import pytest
-from specimen_sites import PIXEL_NM, graph_of, observed
+from specimen_sites import PIXEL_NM, analysis_of
 
 from stemdl_core.alloy import local_composition
 from stemdl_core.analysis import FrameAnalysis
-from stemdl_core.defects import find_defects
 from stemdl_core.figures import composition_map, save_figure
 from stemdl_core.frames import Frame
-from stemdl_core.mx2 import alloy_fractions
 from stemdl_core.simulate.structures import graphene, mx2
 from stemdl_core.writers import write_tables
 
@@ -25,11 +23,7 @@ def alloy(rng, *, fraction=0.0, cluster_nm=0.0, fov_nm=6.0) -> FrameAnalysis:
     near = np.hypot(*(specimen.yx_nm - 0.5 * fov_nm).T) < cluster_nm
     numbers[(near | (rng.random(len(numbers)) < fraction)) & (numbers == 42)] = 74
     specimen.atoms.numbers = numbers
-    sites, shape = observed(specimen, rng, intensity_noise=0.05)
-    graph = graph_of(sites, shape, "MoSe2")
-    return FrameAnalysis(model="test", material="MoSe2", shape=shape, pixel_size=graph.pixel_size, sites=graph.sites,
-                         bonds=graph.bonds, defects=find_defects(graph), rings=graph.rings,
-                         alloy=alloy_fractions(graph))
+    return analysis_of(specimen, rng, intensity_noise=0.05)
 
 
 def test_a_cluster_is_seen_where_it_is(rng):
@@ -75,9 +69,6 @@ def test_it_stands_in_the_table_and_as_a_map(rng, tmp_path):
 
 
 def test_without_an_alloy_nothing_is_added(rng, tmp_path):
-    sites, shape = observed(graphene(fov_nm=2.0), rng)
-    graph = graph_of(sites, shape)
-    analysis = FrameAnalysis(model="test", material="graphene", shape=shape, pixel_size=graph.pixel_size,
-                             sites=graph.sites, bonds=graph.bonds, defects=find_defects(graph), rings=graph.rings)
+    analysis = analysis_of(graphene(fov_nm=2.0), rng)
     write_tables(tmp_path, analysis)
     assert "local" not in (tmp_path / "sites.csv").read_text()

@@ -7,19 +7,11 @@ import math
 import networkx as nx
 import numpy as np
 import pytest
-from specimen_sites import PIXEL_NM, graph_of, observed
+from specimen_sites import PIXEL_NM, analysis_of
 
 from stemdl_core.analysis import FrameAnalysis
-from stemdl_core.defects import find_defects
 from stemdl_core.simulate.structures import add_defect, graphene, mx2
 from stemdl_core.writers import write_graph
-
-
-def analysed(specimen, rng, material="graphene") -> FrameAnalysis:
-    sites, shape = observed(specimen, rng)
-    graph = graph_of(sites, shape, material)
-    return FrameAnalysis(model="test", material=material, shape=shape, pixel_size=graph.pixel_size, sites=graph.sites,
-                         bonds=graph.bonds, defects=find_defects(graph), rings=graph.rings)
 
 
 def vacancies(network: nx.Graph) -> list[tuple[object, dict]]:
@@ -27,7 +19,7 @@ def vacancies(network: nx.Graph) -> list[tuple[object, dict]]:
 
 
 def test_dopants_their_neighbours_and_bulk_have_roles(rng):
-    analysis = analysed(add_defect(graphene(fov_nm=2.5), "Si-C3", (1.2, 1.2), rng=rng), rng)
+    analysis = analysis_of(add_defect(graphene(fov_nm=2.5), "Si-C3", (1.2, 1.2), rng=rng), rng)
     network = analysis.to_networkx()
     roles = [data["role"] for _, data in network.nodes(data=True)]
     assert (roles.count("dopant"), roles.count("edge"), roles.count("vacancy")) == (1, 3, 0)
@@ -42,30 +34,31 @@ def test_dopants_their_neighbours_and_bulk_have_roles(rng):
 @pytest.mark.parametrize(("kind", "missing"), [("SV", 1), ("DV(5-8-5)", 2), ("V3", 3), ("V6", 6)])
 def test_vacancies_are_nodes_where_atoms_are_missing_and_bonded_to_nothing(kind, missing, rng):
     specimen = add_defect(graphene(fov_nm=3.0, rotation_deg=14.0), kind, (1.5, 1.5), rng=rng)
-    network = analysed(specimen, rng).to_networkx()
+    network = analysis_of(specimen, rng).to_networkx()
     ((name, data),) = vacancies(network)
     assert data["missing_atoms"] == missing
     assert network.degree[name] == 0
     assert math.dist((data["y_nm"], data["x_nm"]), specimen.vacancies_nm.mean(axis=0)) < 0.06
-    assert nx.number_of_nodes(network) == len(analysed(specimen, rng).sites) + 1
+    assert nx.number_of_nodes(network) == len(analysis_of(specimen, rng).sites) + 1
 
 
 def test_silicon_beside_a_vacancy_is_two_nodes_and_silicon_in_its_place_is_one(rng):
     specimen = add_defect(graphene(fov_nm=3.0), "Si-C3+V", (1.5, 1.5), rng=rng)
-    ((_, hole),) = vacancies(analysed(specimen, rng).to_networkx())
+    ((_, hole),) = vacancies(analysis_of(specimen, rng).to_networkx())
     silicon = specimen.yx_nm[specimen.atoms.numbers == 14][0]
     away = math.dist((hole["y_nm"], hole["x_nm"]), silicon)
     there = math.dist((hole["y_nm"], hole["x_nm"]), specimen.vacancies_nm[0])
     assert there < 0.12
     assert there < away
     for kind in ("Si-C4", "Si3C6", "SW(55-77)"):
-        assert not vacancies(analysed(add_defect(graphene(fov_nm=3.0), kind, (1.5, 1.5), rng=rng), rng).to_networkx())
+        specimen = add_defect(graphene(fov_nm=3.0), kind, (1.5, 1.5), rng=rng)
+        assert not vacancies(analysis_of(specimen, rng).to_networkx())
 
 
 @pytest.mark.parametrize(("kind", "missing", "column_stays"), [("V_Se", 1, True), ("V_Se2", 2, False)])
 def test_missing_chalcogens_are_nodes(kind, missing, column_stays, rng):
     specimen = add_defect(mx2(material="MoSe2", fov_nm=4.0), kind, (2.0, 2.0), rng=rng)
-    network = analysed(specimen, rng, "MoSe2").to_networkx()
+    network = analysis_of(specimen, rng).to_networkx()
     ((_, data),) = vacancies(network)
     assert data["missing_atoms"] == missing
     at = np.array([(d["y_nm"], d["x_nm"]) for _, d in network.nodes(data=True) if d["role"] != "vacancy"])
@@ -75,7 +68,7 @@ def test_missing_chalcogens_are_nodes(kind, missing, column_stays, rng):
 
 
 def test_the_file_says_the_same(rng, tmp_path):
-    analysis = analysed(add_defect(graphene(fov_nm=2.5), "Si-C3+V", (1.2, 1.2), rng=rng), rng)
+    analysis = analysis_of(add_defect(graphene(fov_nm=2.5), "Si-C3+V", (1.2, 1.2), rng=rng), rng)
     write_graph(tmp_path / "graph.graphml", analysis)
     read, network = nx.read_graphml(tmp_path / "graph.graphml"), analysis.to_networkx()
     assert set(read) == {str(n) for n in network}
@@ -84,7 +77,7 @@ def test_the_file_says_the_same(rng, tmp_path):
 
 
 def test_an_empty_frame_is_an_empty_graph(rng):
-    nothing = analysed(graphene(fov_nm=2.0), rng)
+    nothing = analysis_of(graphene(fov_nm=2.0), rng)
     empty = FrameAnalysis(model="test", material="graphene", shape=(8, 8), pixel_size=nothing.pixel_size,
                           sites=nothing.sites.select(np.zeros(len(nothing.sites), bool)),
                           bonds=type(nothing.bonds).empty(), defects=type(nothing.defects)(), rings={})

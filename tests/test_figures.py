@@ -16,8 +16,9 @@ from matplotlib.colors import to_rgb
 
 from stemdl_core.analysis import Bonds, Defect, DefectAngle, DefectBond, Defects, FrameAnalysis
 from stemdl_core.calibration import PixelSize
+from stemdl_core.crowding import NAMED_MOST
 from stemdl_core.figures import canvas, defect_graph, overlay, save_figure
-from stemdl_core.figures.overlay import _KIND_COLORS, _SMALL_RING_NM, LABELLED_MOST, _around
+from stemdl_core.figures.overlay import _KIND_COLORS, _SMALL_RING_NM, _around
 from stemdl_core.frames import Frame
 from stemdl_core.sites import Sites
 
@@ -180,7 +181,7 @@ def test_names_stand_beside_the_image_and_apart():
 def test_too_many_names_to_read_become_colours():
     """Every ring is about its defect in the colour of its kind, and each kind stands once beside the image."""
     shape = (400, 400)
-    parts = [silicon(i, (30.0 + 50 * (i // 7), 30.0 + 50 * (i % 7))) for i in range(LABELLED_MOST + 6)]
+    parts = [silicon(i, (30.0 + 50 * (i // 7), 30.0 + 50 * (i % 7))) for i in range(NAMED_MOST + 6)]
     defects = [dataclasses.replace(d, name="Si-C3" if i % 3 else "Si-C4", probability=0.99 if i % 3 else 0.6)
                for i, (_, d) in enumerate(parts)]
     analysis = analysis_of(np.concatenate([p for p, _ in parts]), ["Si", "C", "C", "C"] * len(parts), shape=shape,

@@ -23,6 +23,7 @@ from swift_support import image_with, stand_in
 from nionswift_plugin.stemdl import adapters, overlay
 from stemdl_core.analysis import Bonds, Defect, Defects, FrameAnalysis
 from stemdl_core.calibration import PixelSize
+from stemdl_core.crowding import NAMED_MOST
 from stemdl_core.errors import StemdlError
 from stemdl_core.frames import Frame
 from stemdl_core.sites import Sites
@@ -239,7 +240,7 @@ class TestOverlay:
         assert picture.shape == (1024, 1024, 3)
 
     def test_too_many_defects_for_names_have_colours_and_a_legend(self):
-        places = [(60.0 + 25 * (k // 6), 60.0 + 25 * (k % 6)) for k in range(overlay.NAMED_MOST + 1)]
+        places = [(60.0 + 25 * (k // 6), 60.0 + 25 * (k % 6)) for k in range(NAMED_MOST + 1)]
         analysis = self.analysis((256, 256), places)
         names = ["V_Se" if k % 3 else "W_Mo" for k in range(len(places))]
         image, style = image_with(size=256), overlay.Style(False, False, True, True)
@@ -248,7 +249,7 @@ class TestOverlay:
             defects = tuple(Defect(k, names[k], {}, (k,), places[k]) for k in range(count))
             return overlay.render(image, dataclasses.replace(analysis, defects=Defects(defects)), style)
 
-        few, many = drawn(overlay.NAMED_MOST), drawn(len(places))
+        few, many = drawn(NAMED_MOST), drawn(len(places))
         plain = overlay.plain(image)
         # The legend's corner is dark and no name stands elsewhere: only the rings do.
         assert many[5:60, 5:60].mean() < 0.6 * plain[5:60, 5:60].mean()

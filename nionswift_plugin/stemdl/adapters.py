@@ -360,8 +360,9 @@ def calibration_statement(metadata: typing.Mapping[str, typing.Any]) -> str:
 
 def other_warnings(metadata: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:
     """The core's warnings, without the one that `calibration_statement` says as well."""
-    told = metadata.get("pixel_size_source") == "lattice"
-    return tuple(w for w in metadata.get("warnings", ()) if not (told and w.startswith("pixel size")))
+    from stemdl_core.calibration import beyond_pixel_size
+
+    return beyond_pixel_size(metadata.get("warnings", ()), metadata.get("pixel_size_source"))
 
 
 def overlay_calibrations(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import typing
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy
+
+from stemdl_core import crowding
 
 from .canvas import Canvas
 
@@ -43,11 +44,7 @@ SPECIES_RGB: dict[str, tuple[int, int, int]] = {
 _OTHER_RGB = (255, 255, 255)
 _DEFECT_RGB = (255, 221, 87)
 _UNKNOWN_RGB = (255, 138, 196)
-#: More defects than this are told apart by colour, with a legend instead of a name at each: so many names would cover
-#: each other. Defects of no more atoms than
-#: MANY_ATOMS get a ring around their middle then; kinds get these colours, commonest first.
-NAMED_MOST = 36
-MANY_ATOMS = 5
+#: Where there are too many defects for names, kinds get these colours, commonest first.
 _KIND_RGB = ((255, 159, 28), (255, 99, 190), (90, 220, 160), (255, 221, 87), (255, 96, 96), (150, 160, 255),
              (170, 220, 80), (255, 255, 255))  # fmt: skip
 _BOND_RGB = (225, 235, 245)
@@ -139,13 +136,13 @@ def render(image: numpy.ndarray, analysis: FrameAnalysis, style: Style) -> numpy
         canvas.lines(yx[bonds.a[both]], yx[bonds.b[both]], 0.5 * width, _BOND_RGB, 0.55)
         ends = numpy.array([(b.a, b.b) for d in analysis.defects for b in d.bonds], dtype=int).reshape(-1, 2)
         canvas.lines(yx[ends[:, 0]], yx[ends[:, 1]], width, _DEFECT_RGB, 0.9)
-    kinds = _kinds(analysis)
+    kinds = crowding.kinds(analysis.defects, _KIND_RGB)
     if style.defects:
         for defect in analysis.defects:
             members = yx[list(defect.site_ids)]
             center = (numpy.asarray(defect.center_px, dtype=float)[None] + 0.5) * zoom - 0.5
             rgb = kinds[defect.name][1] if kinds else _defect_rgb(defect.name)
-            if not len(members) or (kinds and len(members) <= MANY_ATOMS):
+            if not len(members) or (kinds and crowding.compact(defect)):
                 members = center
             canvas.outline(members, 0.72 * bond, 0.75 * width, rgb)
     if style.atoms:
@@ -157,7 +154,7 @@ def render(image: numpy.ndarray, analysis: FrameAnalysis, style: Style) -> numpy
     if style.names:
         side = max(canvas.shape)
         size = int(min(max(0.85 * bond, 0.026 * side, 11), max(0.034 * side, 11)))
-        canvas.legend(list(kinds.values()), size)
+        canvas.legend([(f"{name}  x {count}", rgb) for name, (count, rgb) in kinds.items()], size)
         labels = [] if kinds else [
             _label(defect.name, defect.center_px, defect.site_ids, yx, zoom, bond)
             for defect in analysis.defects
@@ -166,14 +163,6 @@ def render(image: numpy.ndarray, analysis: FrameAnalysis, style: Style) -> numpy
             chosen = [label for label in labels if (label[0] == "unknown") == unknown]
             canvas.texts(chosen, size, _UNKNOWN_RGB if unknown else _DEFECT_RGB)
     return canvas.bgr
-
-
-def _kinds(analysis: FrameAnalysis) -> dict[str, tuple[str, tuple[int, int, int]]]:
-    """For each kind of defect its line of the legend and its colour; nothing where names can stand at each."""
-    if len(analysis.defects) <= NAMED_MOST:
-        return {}
-    counts = Counter(d.name for d in analysis.defects).most_common()
-    return {name: (f"{name}  x {n}", _KIND_RGB[min(k, len(_KIND_RGB) - 1)]) for k, (name, n) in enumerate(counts)}
 
 
 def _label(

@@ -226,6 +226,31 @@ def scale_bar_nm(field_nm: float) -> float:
     return float(max(step * power for step in (1.0, 2.0, 5.0) if step * power <= target * 1.0001))
 
 
+def draw_scale_bar(page: Axes, x: float, y: float, *, width_px: float, px_per_nm: float, text: float,
+                   more: str = "") -> None:
+    """A scale bar beside an image: a dark line, its length and what else is to be said there.
+
+    Parameters
+    ----------
+    page : Axes
+        Of the whole figure, see `pixel_figure`.
+    x, y : float
+        Where it begins [px of the page].
+    width_px : float
+        Width of the image that it is for [px of the page].
+    px_per_nm : float
+        Scale of that image.
+    text : float
+        Size of the letters [px].
+    more : str
+        What stands after the length.
+    """
+    length = scale_bar_nm(width_px / px_per_nm)
+    end = x + length * px_per_nm
+    page.plot([x, end], [y, y], color=INK, linewidth=points(0.35 * text), solid_capstyle="butt")
+    page.text(end + 0.6 * text, y, length_text(length) + more, fontsize=points(text), color=INK, va="center")
+
+
 def length_text(nm: float) -> str:
     """A length with the unit that reads best."""
     return f"{1e3 * nm:g} pm" if nm < 0.1 else f"{nm:g} nm"

@@ -68,11 +68,8 @@ def _texts(page: Axes, analysis: FrameAnalysis, element: str, size: tuple[int, i
     if element in analysis.alloy:
         title += ": x = {:.3f} ± {:.3f}".format(*analysis.alloy[element])
     page.text(8, _HEAD / 2, title, fontsize=canvas.points(21), fontweight="bold", color=canvas.INK, va="center")
-    below = _HEAD + size[1] + _FOOT / 2
-    length = canvas.scale_bar_nm(size[0] / zoom * analysis.pixel_size.nm)
-    bar = length / analysis.pixel_size.nm * zoom
-    page.plot([8, 8 + bar], [below, below], color=canvas.INK, linewidth=canvas.points(5), solid_capstyle="butt")
-    note = f"{canvas.length_text(length)}      local x within {SURROUNDINGS_NM:g} nm"
+    note = f"      local x within {SURROUNDINGS_NM:g} nm"
     if len(sigma):
         note += f", ± {float(np.median(sigma)):.3f} from counting"
-    page.text(16 + bar, below, note, fontsize=canvas.points(15), color=canvas.INK, va="center")
+    canvas.draw_scale_bar(page, 8, _HEAD + size[1] + _FOOT / 2, width_px=size[0],
+                          px_per_nm=zoom / analysis.pixel_size.nm, text=15.0, more=note)

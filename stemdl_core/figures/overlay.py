@@ -12,7 +12,9 @@ from scipy.ndimage import binary_dilation, binary_fill_holes
 from scipy.spatial import ConvexHull, cKDTree
 from skimage.measure import find_contours
 
+from .. import crowding
 from ..analysis import Defect, FrameAnalysis
+from ..calibration import beyond_pixel_size
 from ..frames import Frame
 from . import canvas
 
@@ -25,9 +27,8 @@ _OUTLINE_NM = 0.075
 #: boundary is long and narrow.
 _WIDEST_RING_NM, _AROUND_NM = 0.6, 0.14
 _DEFECT_COLOR = "#ffffff"
-#: More defects than this are told apart by colour: so many lines to so many names would hide the image.
-LABELLED_MOST = 36
-#: Then compact ones get a ring around their middle only, so wide [nm]; and kinds get these colours, commonest first.
+#: Where there are too many defects for names, compact ones get a ring of this radius [nm], and kinds these colours,
+#: commonest first.
 _SMALL_RING_NM = 0.10
 _KIND_COLORS = ("#ff6a13", "#d55ec2", "#00c389", "#f0e442", "#ff2d55", "#ffffff", "#9ad13c", "#b39ddb")
 _MASK_RGBA = (1.0, 0.55, 0.0, 0.22)
@@ -58,14 +59,15 @@ def overlay(frame: Frame, analysis: FrameAnalysis) -> Figure:
     image_width, image_height = max(round(width * zoom), 1), max(round(height * zoom), 1)
     text = 15.0 * max(1.0, max(image_width, image_height) / 1400) ** 0.7
 
-    kinds = _kind_colors(analysis) if len(analysis.defects) > LABELLED_MOST else {}
+    kinds = {name: (_kind_line(analysis, name, count), color)
+             for name, (count, color) in crowding.kinds(analysis.defects, _KIND_COLORS).items()}
     left, right = ([], []) if kinds else _sides(analysis, width)
     host = analysis.host_species
     probe = Figure(dpi=canvas.DPI)
     canvas.FigureCanvasAgg(probe)
     margins = [_label_width(probe, side, host, text) + 3.2 * text if side else text for side in (left, right)]
     if kinds:
-        margins[1] = 4.0 * text + max(canvas.text_width(probe, line, text, weight="bold") for line in kinds)
+        margins[1] = 4.0 * text + max(canvas.text_width(probe, line, text, weight="bold") for line, _ in kinds.values())
     top = 2.4 * text
     footer = _footer_lines(analysis)
     bottom = (3.2 + 1.35 * len(footer)) * text
@@ -107,26 +109,20 @@ def _sides(analysis: FrameAnalysis, width: int) -> tuple[list[Defect], list[Defe
     )
 
 
-def _kind_colors(analysis: FrameAnalysis) -> dict[str, tuple[str, str]]:
-    """For each kind of defect, commonest first: its line of the legend, its name and its colour."""
-    kinds = Counter(d.name for d in analysis.defects).most_common()
-    result = {}
-    for k, (name, count) in enumerate(kinds):
-        chance = float(np.median([d.probability for d in analysis.defects if d.name == name]))
-        line = f"{name}  × {count}" + ("" if chance > 0.9 else f"  ({100 * chance:.0f} %)")
-        result[line] = name, _KIND_COLORS[min(k, len(_KIND_COLORS) - 1)]
-    return result
+def _kind_line(analysis: FrameAnalysis, name: str, count: int) -> str:
+    """A kind of defect in the legend: how many, and how probable where there is doubt."""
+    chance = float(np.median([d.probability for d in analysis.defects if d.name == name]))
+    return f"{name}  × {count}" + ("" if chance > 0.9 else f"  ({100 * chance:.0f} %)")
 
 
 def _draw_kinds(page: Axes, analysis: FrameAnalysis, kinds: dict[str, tuple[str, str]], origin: tuple[int, int],
                 image_width: int, scale: tuple[float, float], text: float) -> None:
     """Rings in the colour of their kind, and what the colours are beside the image."""
-    colors = dict(kinds.values())
     small = _SMALL_RING_NM * scale[0] / analysis.pixel_size.nm
     for defect in analysis.defects:
-        _draw_outline(page, analysis, defect, origin, scale, text, color=colors[defect.name], small=small)
+        _draw_outline(page, analysis, defect, origin, scale, text, color=kinds[defect.name][1], small=small)
     x = origin[0] + image_width + 1.4 * text
-    for row, (line, (_, color)) in enumerate(kinds.items()):
+    for row, (line, color) in enumerate(kinds.values()):
         y = origin[1] + (1.0 + 1.7 * row) * text
         page.add_patch(Circle((x, y), 0.55 * text, facecolor="#4d4d4d", edgecolor="none"))
         page.add_patch(Circle((x, y), 0.42 * text, fill=False, edgecolor=color, linewidth=canvas.points(0.16 * text)))
@@ -272,7 +268,7 @@ def _draw_outline(
         )
     center = 0.5 * (xy.min(axis=0) + xy.max(axis=0))
     reach = float(np.hypot(*(xy - center).T).max()) + _OUTLINE_NM * px_per_nm
-    if small and reach < _WIDEST_RING_NM * px_per_nm and len(xy) <= 5:
+    if small and reach < _WIDEST_RING_NM * px_per_nm and crowding.compact(defect):
         center, reach = (np.array(defect.center_px)[::-1] + 0.5) * np.array(scale) + np.array(origin), small
     if reach > _WIDEST_RING_NM * px_per_nm:
         lines = _around(xy, _AROUND_NM * px_per_nm)
@@ -329,8 +325,7 @@ def _footer_lines(analysis: FrameAnalysis) -> list[str]:
     lines = [f"{line}   ·   model {analysis.model}"]
     if analysis.masked_fraction > 0.005:
         lines[0] += f"   ·   {100 * analysis.masked_fraction:.0f} % not analysed (tinted)"
-    # What there is to say about the pixel size has just been said.
-    notes = [w for w in analysis.warnings if not w.startswith("pixel size ")]
+    notes = beyond_pixel_size(analysis.warnings, pixel.source)
     shown = [w if len(w) <= 110 else w[:107] + "..." for w in notes[:3]]
     return lines + [f"Note: {w}" for w in shown]
 
@@ -357,24 +352,8 @@ def _draw_frame_texts(
         va="center",
     )
     below = origin[1] + size[1]
-    length = canvas.scale_bar_nm(size[0] / scale[0] * analysis.pixel_size.nm)
-    bar = length / analysis.pixel_size.nm * scale[0]
     y = below + 1.2 * text
-    page.plot(
-        [origin[0], origin[0] + bar],
-        [y, y],
-        color=canvas.INK,
-        linewidth=canvas.points(0.35 * text),
-        solid_capstyle="butt",
-    )
-    page.text(
-        origin[0] + bar + 0.6 * text,
-        y,
-        canvas.length_text(length),
-        fontsize=canvas.points(text),
-        color=canvas.INK,
-        va="center",
-    )
+    canvas.draw_scale_bar(page, origin[0], y, width_px=size[0], px_per_nm=scale[0] / analysis.pixel_size.nm, text=text)
     counts = Counter(analysis.sites.species.tolist())
     host = analysis.host_species
     x = float(origin[0] + size[0])
